@@ -1,0 +1,22 @@
+"""The compiler's passes, one a file.
+
+The graph IR is Relax (Relay left TVM in 0.20); the folder keeps the name the project began with.
+Every pass is an ordinary ``tvm.transform.Pass`` from IRModule to IRModule and can stand in any
+Relax pipeline.
+"""
+
+from tbn_tvm.relay_passes.bind_batch import BindBatch
+from tbn_tvm.relay_passes.find_tiled_weights import FindTiledWeights
+from tbn_tvm.relay_passes.fold_batch_norm import FoldBatchNorm
+from tbn_tvm.relay_passes.fuse_bias import FuseBias
+from tbn_tvm.relay_passes.lower_tiled_products import LowerTiledProducts
+from tbn_tvm.relay_passes.rewrite_tiled_layers import RewriteTiledLayers
+
+__all__ = [
+    "BindBatch",
+    "FindTiledWeights",
+    "FoldBatchNorm",
+    "FuseBias",
+    "LowerTiledProducts",
+    "RewriteTiledLayers",
+]

@@ -1,0 +1,112 @@
+"""The whole compiler: every pass, in numbered phases, with a dump after each on request."""
+
+from __future__ import annotations
+
+from tbn_tvm._tvm import check_pair
+
+check_pair()
+
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from tbn_tvm import relay_passes
+
+
+def recognise() -> list[tvm.transform.Pass]:
+    """Phase 1: constants that are tiled become the tile-reuse operator."""
+    return [
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.FoldConstant(),
+        relay_passes.FindTiledWeights(),
+        relay_passes.RewriteTiledLayers(),
+    ]
+
+
+def simplify() -> list[tvm.transform.Pass]:
+    """Phase 2: what follows a tiled product moves into its scalars."""
+    return [
+        relay_passes.FuseBias(),
+        relay_passes.FoldBatchNorm(),
+        relax.transform.DecomposeOpsForInference(),
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.DeadCodeElimination(),
+    ]
+
+
+def lower(products: tvm.transform.Pass | None = None) -> list[tvm.transform.Pass]:
+    """Phase 3: operators become loops; activations fuse into the kernels that feed them.
+
+    ``products`` lowers the tiled products first; without it they legalise to the reference.
+    """
+    return [
+        *([products] if products is not None else []),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+    ]
+
+
+def bare_metal() -> list[tvm.transform.Pass]:
+    """Phase 4 for portable C: one size, reshapes as views, a straight line of kernel calls."""
+    return [
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.DeadCodeElimination(),
+    ]
+
+
+def frontend_phases() -> list[tuple[str, list[tvm.transform.Pass]]]:
+    """What every target has in common."""
+    return [("1_recognise", recognise()), ("2_simplify", simplify())]
+
+
+def host_phases() -> list[tuple[str, list[tvm.transform.Pass]]]:
+    """For TVM's own run time; ``tvm.compile`` does the rest."""
+    return [*frontend_phases(), ("3_lower", lower())]
+
+
+def cortex_m_phases() -> list[tuple[str, list[tvm.transform.Pass]]]:
+    """For bare metal; ``tbn_tvm.micro`` does the rest."""
+    return [
+        ("0_bind_batch", [relay_passes.BindBatch(1)]),
+        *frontend_phases(),
+        ("3_lower", lower(relay_passes.LowerTiledProducts())),
+        ("4_bare_metal", bare_metal()),
+    ]
+
+
+def run(
+    mod: tvm.IRModule,
+    phases: list[tuple[str, list[tvm.transform.Pass]]],
+    target: tvm.target.Target,
+    dump_ir: Path | None = None,
+) -> tvm.IRModule:
+    """Apply phases in order.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        The imported model.
+    phases : list of (str, list of Pass)
+        Named phases, from the functions above.
+    target : tvm.target.Target
+        The target that passes see as current.
+    dump_ir : Path, optional
+        A folder that gets ``<phase>.py`` with the module's TVMScript after each phase.
+    """
+    if dump_ir is not None:
+        dump_ir.mkdir(parents=True, exist_ok=True)
+        (dump_ir / "imported.py").write_text(mod.script(show_meta=False))
+    with target:
+        for name, passes in phases:
+            mod = tvm.transform.Sequential(passes, name=name)(mod)
+            if dump_ir is not None:
+                (dump_ir / f"{name}.py").write_text(mod.script(show_meta=False))
+    return mod
