@@ -11,6 +11,7 @@ from tbn_tvm.relay_passes.fold_batch_norm import FoldBatchNorm
 from tbn_tvm.relay_passes.fuse_bias import FuseBias
 from tbn_tvm.relay_passes.lower_tiled_products import LowerTiledProducts
 from tbn_tvm.relay_passes.rewrite_tiled_layers import RewriteTiledLayers
+from tbn_tvm.relay_passes.schedule_defaults import ScheduleDefaults
 
 __all__ = [
     "BindBatch",
@@ -19,4 +20,5 @@ __all__ = [
     "FuseBias",
     "LowerTiledProducts",
     "RewriteTiledLayers",
+    "ScheduleDefaults",
 ]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from tbn_tvm._tvm import check_pair
-
-check_pair()
-
 import tvm
 from tvm import relax
 from tvm import tirx as tir

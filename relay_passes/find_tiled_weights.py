@@ -8,7 +8,7 @@ from tbn_tvm.relay_passes._match import constant_array, is_call
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tbn_tvm import op  # first: it checks that TVM and its FFI match
+from tbn_tvm import op
 from tbn_tvm.tiling import TiledTensor
 
 _CONVOLUTIONS = {

@@ -9,7 +9,7 @@ from tbn_tvm.schedules.reference import AlphaLayout, Product
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tbn_tvm import op  # first: it checks that TVM and its FFI match
+from tbn_tvm import op
 
 
 @tvm.transform.module_pass(opt_level=0, name="FoldBatchNorm")

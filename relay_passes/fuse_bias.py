@@ -7,7 +7,7 @@ from tbn_tvm.relay_passes._match import constant_array, is_call, per_channel, us
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tbn_tvm import op  # first: it checks that TVM and its FFI match
+from tbn_tvm import op
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseBias")

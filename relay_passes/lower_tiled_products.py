@@ -13,7 +13,7 @@ from tvm import relax
 from tvm import tirx as tir
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tbn_tvm import op  # first: it checks that TVM and its FFI match
+from tbn_tvm import op
 
 _OPAQUE = 8  # relax's OpPatternKind: never fused with a neighbour
 

@@ -7,7 +7,7 @@ from tbn_tvm.relay_passes._match import is_call
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tbn_tvm import op  # first: it checks that TVM and its FFI match
+from tbn_tvm import op
 
 _CONVOLUTIONS = {"relax.nn.conv1d": op.tiled_conv1d, "relax.nn.conv2d": op.tiled_conv2d}
 

@@ -25,6 +25,9 @@ from tvm import tirx as tir
 
 from tbn_tvm.tiling import Geometry
 
+SCHEDULED = "tbn.scheduled"
+"""Function attribute of kernels whose schedule is chosen already."""
+
 UNROLLED_SEGMENTS = 4
 """Up to so many segments an output's alpha mix is written out; more are a reduction."""
 
@@ -182,7 +185,8 @@ class Window:
 def signed(tile: te.Tensor, index, value):
     """``value`` where bit ``index`` of the packed tile is set, ``-value`` where it is clear."""
     byte = tile(index // 8).astype("int32")
-    bit = tir.bitwise_and(byte >> (index % 8), 1)
+    shift = index % 8
+    bit = tir.bitwise_and(byte >> (shift if isinstance(shift, int) else shift.astype("int32")), 1)
     return tir.Select(bit != 0, value, -value)
 
 

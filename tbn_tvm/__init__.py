@@ -6,12 +6,6 @@ Heavy parts (PyTorch, TVM) are imported when first used.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tbn_tvm.compiler import compile, load_model
-    from tbn_tvm.runtime import Artifact
-    from tbn_tvm.tiling import TiledTensor
 
 __version__ = "0.1.0"
 
@@ -22,7 +16,7 @@ _PUBLIC = {
     "load_model": "tbn_tvm.compiler",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = ["Artifact", "TiledTensor", "__version__", "compile", "load_model"]
 
 
 def __getattr__(name: str):

@@ -20,17 +20,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from tbn_tvm._tvm import check_pair
-
-check_pair()
-
 import tvm
 from tvm import relax, te
 from tvm import tirx as tir
 
+from tbn_tvm._tvm import check_pair
 from tbn_tvm.schedules import reference
 from tbn_tvm.schedules.reference import AlphaLayout, Product, Window
 from tbn_tvm.tiling import Geometry
+
+check_pair()
 
 TILED_DENSE = "relax.tbn.tiled_dense"
 TILED_CONV1D = "relax.tbn.tiled_conv1d"
@@ -138,7 +137,7 @@ def is_product(expr: relax.Expr) -> bool:
 
 def attributes(call: relax.Call) -> dict:
     """The call's attributes as plain Python values."""
-    return {name: _plain(call.attrs[name]) for name in call.attrs.keys()}
+    return {name: _plain(call.attrs[name]) for name in list(call.attrs.keys())}
 
 
 def output_rows(call: relax.Call) -> int:

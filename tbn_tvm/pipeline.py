@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from tbn_tvm._tvm import check_pair
-
-check_pair()
-
 from pathlib import Path
 
 import tvm
 from tvm import relax
 
 from tbn_tvm import relay_passes
+
+Phase = tuple[str, list[tvm.transform.Pass]]
+"""A name, which its IR dump takes, and passes."""
 
 
 def recognise() -> list[tvm.transform.Pass]:
@@ -47,6 +46,7 @@ def lower(products: tvm.transform.Pass | None = None) -> list[tvm.transform.Pass
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
+        relay_passes.ScheduleDefaults(),
         relax.transform.DeadCodeElimination(),
     ]
 
@@ -62,21 +62,20 @@ def bare_metal() -> list[tvm.transform.Pass]:
     ]
 
 
-def frontend_phases() -> list[tuple[str, list[tvm.transform.Pass]]]:
-    """What every target has in common."""
-    return [("1_recognise", recognise()), ("2_simplify", simplify())]
+def frontend_phases() -> list[Phase]:
+    """What every target begins with."""
+    return [("1_recognise", recognise())]
 
 
-def host_phases() -> list[tuple[str, list[tvm.transform.Pass]]]:
+def host_phases() -> list[Phase]:
     """For TVM's own run time; ``tvm.compile`` does the rest."""
-    return [*frontend_phases(), ("3_lower", lower())]
+    return [("2_simplify", simplify()), ("3_lower", lower())]
 
 
-def cortex_m_phases() -> list[tuple[str, list[tvm.transform.Pass]]]:
+def cortex_m_phases() -> list[Phase]:
     """For bare metal; ``tbn_tvm.micro`` does the rest."""
     return [
-        ("0_bind_batch", [relay_passes.BindBatch(1)]),
-        *frontend_phases(),
+        ("2_simplify", [relay_passes.BindBatch(1), *simplify()]),
         ("3_lower", lower(relay_passes.LowerTiledProducts())),
         ("4_bare_metal", bare_metal()),
     ]
@@ -84,7 +83,7 @@ def cortex_m_phases() -> list[tuple[str, list[tvm.transform.Pass]]]:
 
 def run(
     mod: tvm.IRModule,
-    phases: list[tuple[str, list[tvm.transform.Pass]]],
+    phases: list[Phase],
     target: tvm.target.Target,
     dump_ir: Path | None = None,
 ) -> tvm.IRModule:
@@ -99,11 +98,10 @@ def run(
     target : tvm.target.Target
         The target that passes see as current.
     dump_ir : Path, optional
-        A folder that gets ``<phase>.py`` with the module's TVMScript after each phase.
+        A folder (made if missing) that gets ``<phase>.py`` with the module's TVMScript after each phase.
     """
     if dump_ir is not None:
         dump_ir.mkdir(parents=True, exist_ok=True)
-        (dump_ir / "imported.py").write_text(mod.script(show_meta=False))
     with target:
         for name, passes in phases:
             mod = tvm.transform.Sequential(passes, name=name)(mod)

@@ -11,7 +11,7 @@ import functools
 import operator
 
 import numpy as np
-from tbn_tvm.schedules.reference import Product
+from tbn_tvm.schedules.reference import SCHEDULED, Product
 from tvm import s_tir, te
 from tvm import tirx as tir
 
@@ -118,4 +118,4 @@ def _schedule(func: tir.PrimFunc) -> tir.PrimFunc:
         block = sch.get_sblock(name)
         sch.compute_at(block, each_table)
         sch.unroll(sch.get_loops(block)[-1])
-    return sch.mod["main"].without_attr("global_symbol")
+    return sch.mod["main"].without_attr("global_symbol").with_attr(SCHEDULED, True)

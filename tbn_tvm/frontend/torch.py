@@ -9,7 +9,7 @@ from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program as import_exported_program
 
 import tbn_tvm.nn.ops  # noqa: F401  (registers the operators a saved program refers to)
-from tbn_tvm import op  # first: it checks that TVM and its FFI match
+from tbn_tvm import op
 
 
 def from_exported_program(program: ExportedProgram) -> tvm.IRModule:

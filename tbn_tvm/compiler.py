@@ -1,0 +1,395 @@
+"""From a model to something that runs: load, recognise, lower, build."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tbn_tvm import __version__
+from tbn_tvm._tvm import FFI_VERSION, installed
+from tbn_tvm.errors import TbnError, ToolError, UsageError
+from tbn_tvm.signature import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    import tvm
+    from torch.export import ExportedProgram
+
+    from tbn_tvm.micro.project import Project
+    from tbn_tvm.runtime import Artifact
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model in the graph IR, tiled layers recognised.
+
+    Attributes
+    ----------
+    name : str
+        A C identifier.
+    mod : tvm.IRModule
+        After the recognising passes.
+    signature : Signature
+        Inputs and outputs.
+    layers : list of LayerInfo
+        A row a layer.
+    """
+
+    name: str
+    mod: tvm.IRModule
+    signature: Signature
+    layers: list = field(default_factory=list)
+
+
+def load_model(spec: str | os.PathLike) -> ExportedProgram:
+    """Load what the command line calls MODEL.
+
+    Parameters
+    ----------
+    spec : str or path
+        A ``.pt2`` file of ``torch.export.save``, or ``package.module:factory``. The factory takes
+        no arguments and returns an exported program, or a pair of a module and a tuple of example
+        inputs, or a triple that adds ``dynamic_shapes`` for ``torch.export.export``.
+
+    Raises
+    ------
+    TbnError
+        Where it is missing or no model.
+    """
+    text = os.fspath(spec)
+    if not os.path.exists(text) and ":" in text and not text.endswith(".pt2"):
+        return _from_factory(text)
+    path = Path(text)
+    if not path.exists():
+        raise TbnError(f"{path}: no such file; expected a .pt2 file or package.module:factory")
+    if path.is_dir():
+        raise TbnError(f"{path}: is a folder; expected a .pt2 file or package.module:factory")
+    import torch
+
+    import tbn_tvm.nn.ops  # noqa: F401  (the operators a saved program refers to)
+
+    try:
+        with _quiet():
+            return torch.export.load(path)
+    except Exception as error:  # torch raises many kinds on input that is no program
+        raise TbnError(
+            f"{path}: not a program saved by torch.export.save ({_first_line(error)}); export the "
+            "model with torch.export.export and save that"
+        ) from None
+
+
+def import_model(
+    model: str | os.PathLike | ExportedProgram,
+    *,
+    name: str | None = None,
+    dump_ir: str | os.PathLike | None = None,
+) -> Imported:
+    """Bring a model to the graph IR and recognise its tiled layers.
+
+    Parameters
+    ----------
+    model : str, path or ExportedProgram
+        See :func:`load_model`.
+    name : str, optional
+        The model's name; from the file's by default.
+    dump_ir : path, optional
+        A folder for the IR after each phase.
+    """
+    import tvm
+
+    from tbn_tvm import pipeline
+    from tbn_tvm.frontend.torch import from_exported_program
+    from tbn_tvm.inspect import describe_layers
+
+    if name is None:
+        name = default_name(model) if isinstance(model, (str, os.PathLike)) else "model"
+    program = load_model(model) if isinstance(model, (str, os.PathLike)) else model
+    try:
+        with _quiet():
+            mod = from_exported_program(program)
+    except TbnError:
+        raise
+    except Exception as error:  # the importer raises many kinds for what it does not know
+        raise TbnError(f"the model cannot be imported into TVM: {_first_line(error)}") from None
+    mod = _name_batch(mod)
+    mod = pipeline.run(
+        mod, pipeline.frontend_phases(), tvm.target.Target("llvm"), _as_path(dump_ir)
+    )
+    layers = describe_layers(mod, _arrays(program))
+    return Imported(c_identifier(name), mod, _signature_of(mod), layers)
+
+
+def compile(
+    model: str | os.PathLike | ExportedProgram | Imported,
+    target: str | dict = "llvm",
+    *,
+    name: str | None = None,
+    dump_ir: str | os.PathLike | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Artifact | Project:
+    """Compile a model.
+
+    Parameters
+    ----------
+    model : str, path, ExportedProgram or Imported
+        See :func:`load_model`.
+    target : str or dict
+        ``llvm`` (any CPU of this architecture), ``host`` (this machine's CPU), a TVM target as a
+        dict or as JSON, or a board's name (see ``tbn-tvm micro boards``).
+    name : str, optional
+        The model's name, from which generated C takes its identifiers.
+    dump_ir : path, optional
+        A folder for the IR after each phase.
+    progress : callable, optional
+        Called with a word on each step.
+
+    Returns
+    -------
+    Artifact or tbn_tvm.micro.Project
+        A project for a board, an artifact otherwise.
+    """
+    tell = progress or (lambda _text: None)
+    resolved = resolve_target(target)
+    if not isinstance(model, Imported):
+        tell("importing")
+        model = import_model(model, name=name, dump_ir=dump_ir)
+    tell("lowering")
+    if isinstance(resolved, dict):
+        return _compile_host(model, resolved, _as_path(dump_ir), tell)
+    from tbn_tvm.micro.project import create_project
+
+    return create_project(model, resolved, dump_ir=_as_path(dump_ir))
+
+
+def resolve_target(target: str | dict):
+    """A TVM target as a dict, or a :class:`tbn_tvm.targets.Board`.
+
+    Raises
+    ------
+    UsageError
+        For a name that is neither.
+    """
+    from tbn_tvm.targets import board_names, load_board
+
+    if isinstance(target, str):
+        if target == "llvm":
+            return {"kind": "llvm"}
+        if target == "host":
+            return _this_cpu()
+        if target in board_names():
+            return load_board(target)
+        if target.lstrip().startswith("{"):
+            try:
+                target = json.loads(target)
+            except ValueError as error:
+                raise UsageError(f"target {target!r} is not valid JSON: {error}") from None
+        else:
+            known = ", ".join(["llvm", "host", *board_names()])
+            raise UsageError(
+                f"unknown target {target!r}: expected {known}, or a TVM target as JSON"
+            )
+    import tvm
+
+    try:
+        tvm.target.Target(target)
+    except Exception as error:
+        raise UsageError(f"TVM refuses the target {target}: {_first_line(error)}") from None
+    if target.get("kind") != "llvm":
+        raise UsageError(f"target kind {target.get('kind')!r}: expected llvm or a board's name")
+    return target
+
+
+def _compile_host(model: Imported, target: dict, dump_ir: Path | None, tell) -> Artifact:
+    import tvm
+
+    from tbn_tvm import pipeline
+    from tbn_tvm.relay_passes.lift_constants import lift_constants
+    from tbn_tvm.runtime import Artifact
+
+    tvm_target = tvm.target.Target(target)
+    mod = pipeline.run(model.mod, pipeline.host_phases(), tvm_target, dump_ir)
+    mod, constants = lift_constants(mod)
+    tell("building")
+    executable = tvm.compile(mod, target=tvm_target)
+    with tempfile.TemporaryDirectory(prefix="tbn_tvm_") as folder:
+        path = Path(folder) / "library.so"
+        try:
+            executable.export_library(str(path))
+        except Exception as error:
+            raise ToolError(
+                f"the library could not be linked: {_first_line(error)}; a C++ compiler is needed "
+                "(Debian: apt-get install g++)"
+            ) from None
+        library = path.read_bytes()
+    return Artifact(
+        name=model.name,
+        target=target,
+        signature=model.signature,
+        library=library,
+        constants=tuple(constants),
+        layers=[layer.to_dict() for layer in model.layers],
+        versions=versions(),
+    )
+
+
+def versions() -> dict:
+    """What compiled a model."""
+    return {
+        "tbn_tvm": __version__,
+        "tvm": installed("apache-tvm"),
+        "tvm_ffi": installed("apache-tvm-ffi") or FFI_VERSION,
+    }
+
+
+def default_name(model: str | os.PathLike) -> str:
+    """The name a file or factory gives its model."""
+    text = os.fspath(model)
+    if ":" in text and not os.path.exists(text):
+        return c_identifier(text.rpartition(":")[2])
+    return c_identifier(Path(text).stem)
+
+
+def c_identifier(text: str) -> str:
+    """The nearest lower-case C identifier."""
+    cleaned = "".join(c if c.isascii() and c.isalnum() else "_" for c in text.lower()).strip("_")
+    if not cleaned or cleaned[0].isdigit():
+        cleaned = f"model_{cleaned}".rstrip("_")
+    return cleaned
+
+
+def _from_factory(spec: str) -> ExportedProgram:
+    import torch
+
+    module_name, _, attribute = spec.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise UsageError(f"{spec!r}: no such file, and not of the form package.module:factory")
+    sys.path.insert(0, os.getcwd())
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute, None)
+    except ModuleNotFoundError as error:
+        raise TbnError(f"{spec}: {error}; run from the folder it is in, or install it") from None
+    except Exception as error:
+        raise TbnError(f"{spec}: importing it failed: {_first_line(error)}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not callable(factory):
+        raise TbnError(f"{spec}: module {module_name} has no callable {attribute!r}")
+    try:
+        made = factory()
+    except Exception as error:
+        raise TbnError(f"{spec}: the factory failed: {_first_line(error)}") from error
+    if isinstance(made, torch.export.ExportedProgram):
+        return made
+    if (
+        isinstance(made, tuple)
+        and len(made) in (2, 3)
+        and isinstance(made[0], torch.nn.Module)
+        and isinstance(made[1], tuple)
+    ):
+        from tbn_tvm.nn import freeze
+
+        module = freeze(made[0])
+        try:
+            with _quiet():
+                return torch.export.export(
+                    module, made[1], dynamic_shapes=made[2] if len(made) == 3 else None
+                )
+        except Exception as error:
+            raise TbnError(f"{spec}: torch.export refused it: {_first_line(error)}") from None
+    raise TbnError(
+        f"{spec}: the factory returned {type(made).__name__}: expected an ExportedProgram, or "
+        "(module, example_inputs[, dynamic_shapes])"
+    )
+
+
+def _signature_of(mod: tvm.IRModule) -> Signature:
+    from tvm import relax
+
+    main = mod["main"]
+    inputs = tuple(_spec(param.name, param.ty) for param in main.params)
+    result = main.ret_ty
+    fields = list(result.fields) if isinstance(result, relax.TupleType) else [result]
+    names = ["output"] if len(fields) == 1 else [f"output_{i}" for i in range(len(fields))]
+    return Signature(inputs, tuple(_spec(n, t) for n, t in zip(names, fields, strict=True)))
+
+
+def _spec(name: str, tensor) -> TensorSpec:
+    from tvm import relax
+    from tvm import tirx as tir
+
+    if not isinstance(tensor, relax.TensorType) or tensor.shape is None:
+        raise TbnError(f"{name!r} is {tensor}: expected a tensor of known rank")
+    shape = tuple(int(e) if isinstance(e, tir.IntImm) else str(e) for e in tensor.shape.values)
+    return TensorSpec(name, shape, str(tensor.dtype))
+
+
+def _name_batch(mod: tvm.IRModule) -> tvm.IRModule:
+    """Call the one symbolic dimension of a model ``batch``: exporters name it by a number."""
+    from tvm import relax
+    from tvm import tirx as tir
+
+    symbols = {
+        extent
+        for param in mod["main"].params
+        if isinstance(param.ty, relax.TensorType) and param.ty.shape is not None
+        for extent in param.ty.shape.values
+        if isinstance(extent, tir.Var)
+    }
+    if len(symbols) != 1:
+        return mod
+    (symbol,) = symbols
+    return relax.transform.BindSymbolicVars({symbol: tir.Var("batch", "int64")}, "main")(mod)
+
+
+def _this_cpu() -> dict:
+    import tvm
+    from tvm.target import codegen
+
+    triple = codegen.llvm_get_system_triple()
+    host = {"kind": "llvm", "mtriple": triple, "mcpu": codegen.llvm_get_system_cpu()}
+    tvm.target.Target(host)
+    return host
+
+
+def _arrays(program: ExportedProgram) -> dict[str, np.ndarray]:
+    """The program's weights by qualified name, where NumPy has their dtype."""
+    import torch
+
+    known = (torch.uint8, torch.float16, torch.float32, torch.float64)
+    return {
+        name: value.detach().cpu().numpy()
+        for name, value in program.state_dict.items()
+        if isinstance(value, torch.Tensor) and value.dtype in known
+    }
+
+
+def _as_path(path: str | os.PathLike | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _first_line(error: BaseException) -> str:
+    """The part of an exception that a reader needs."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+class _quiet:
+    """Silence warnings that importers raise about their own insides."""
+
+    def __enter__(self):
+        import warnings
+
+        self._catcher = warnings.catch_warnings()
+        self._catcher.__enter__()
+        warnings.simplefilter("ignore")
+
+    def __exit__(self, *details):
+        self._catcher.__exit__(*details)

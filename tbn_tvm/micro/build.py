@@ -1,0 +1,138 @@
+"""Cross-compile a project and measure what it takes, from the ELF file."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tbn_tvm.errors import FitError, ToolError
+from tbn_tvm.micro.project import Project
+
+COMPILER = "arm-none-eabi-gcc"
+INSTALL_COMPILER = "apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi"
+WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror")
+_TIME_LIMIT_S = 300
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """Sizes of a firmware in bytes, as the ELF file has them.
+
+    Attributes
+    ----------
+    elf : str
+        Path of the firmware.
+    flash, ram : int
+        Code, constants and initial data; static data, without the stack.
+    weights, arena : int
+        The model's constants; its arena.
+    model_code : int
+        Machine code of the model's kernels and entry function.
+    stack_reserved : int
+        What the linker script keeps free for the stack.
+    """
+
+    elf: str
+    flash: int
+    ram: int
+    weights: int
+    arena: int
+    model_code: int
+    stack_reserved: int
+
+    def to_dict(self) -> dict:
+        """For JSON."""
+        return asdict(self)
+
+
+def build(folder: str | Path) -> BuildReport:
+    """Build ``build/firmware.elf`` in a project's folder.
+
+    Raises
+    ------
+    ToolError
+        Where the cross compiler is missing or refuses the code.
+    FitError
+        Where the firmware does not fit the board.
+    """
+    folder = Path(folder)
+    project = Project.load(folder)
+    compiler = shutil.which(COMPILER)
+    if compiler is None:
+        raise ToolError(f"{COMPILER} is not on PATH; on Debian: {INSTALL_COMPILER}")
+    output = folder / "build"
+    output.mkdir(exist_ok=True)
+    elf = output / "firmware.elf"
+    sources = [name for name in project.files if name.endswith(".c")]
+    board = project.board
+    command = [
+        compiler,
+        *board.cpu_flags,
+        *WARNINGS,
+        "-O2",
+        "-ffunction-sections",
+        "-fdata-sections",
+        "-I.",
+        "-Idevice",
+        *(f"-D{define}" for define in board.defines),
+        *sources,
+        "-nostartfiles",
+        "--specs=nano.specs",
+        "-Wl,--gc-sections",
+        "-Lboard",
+        f"-Tboard/{board.linker_script.name}",
+        f"-Wl,-Map={output.name}/firmware.map",
+        "-lm",
+        "-o",
+        f"{output.name}/firmware.partial",
+    ]
+    try:
+        result = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=_TIME_LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise ToolError(f"{COMPILER} ran for more than {_TIME_LIMIT_S} s and was stopped") from None
+    if result.returncode:
+        if "will not fit in region" in result.stderr or "do not fit" in result.stderr:
+            raise FitError(f"the firmware does not fit {board.name}:\n{result.stderr.strip()}")
+        raise ToolError(f"{COMPILER} failed:\n{result.stderr.strip()}")
+    # Only a whole firmware gets the name that is run.
+    (output / "firmware.partial").replace(elf)
+    return measure(elf, project)
+
+
+def measure(elf: Path, project: Project) -> BuildReport:
+    """Read the sizes of a built firmware."""
+    from elftools.elf.elffile import ELFFile
+
+    flash = ram = 0
+    symbols: dict[str, int] = {}
+    code = 0
+    with elf.open("rb") as file:
+        image = ELFFile(file)
+        for section in image.iter_sections():
+            if not section["sh_flags"] & 2:  # SHF_ALLOC
+                continue
+            size = section["sh_size"]
+            if section["sh_type"] != "SHT_NOBITS":
+                flash += size
+            if section["sh_flags"] & 1:  # SHF_WRITE
+                ram += size
+        for symbol in image.get_section_by_name(".symtab").iter_symbols():
+            symbols[symbol.name] = symbols.get(symbol.name, 0) + symbol["st_size"]
+            if symbol["st_info"]["type"] == "STT_FUNC" and symbol.name.startswith(project.name):
+                code += symbol["st_size"]
+    weights = sum(
+        size for name, size in symbols.items() if name.startswith(f"{project.name}_weights_")
+    )
+    return BuildReport(
+        str(elf),
+        flash,
+        ram,
+        weights,
+        symbols.get("arena", 0),
+        code,
+        project.board.stack_bytes,
+    )

@@ -1,0 +1,175 @@
+"""The generated C: one header with the contract, one source with weights, arena and kernels."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from tbn_tvm.micro.kernels import c_type
+from tbn_tvm.micro.planner import Plan
+from tbn_tvm.micro.program import Constant, Program
+from tbn_tvm.signature import Signature
+
+_LINE = 100
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Everything the templates print about a model.
+
+    Attributes
+    ----------
+    name : str
+        The model's name, a C identifier.
+    program : Program
+        Kernels, constants and calls.
+    plan : Plan
+        The arena.
+    signature : Signature
+        Static inputs and outputs.
+    digest : bytes
+        Eight bytes that tell this build from others.
+    version : str
+        Of tbn-tvm.
+    """
+
+    name: str
+    program: Program
+    plan: Plan
+    signature: Signature
+    digest: bytes
+    version: str
+
+    def files(self) -> dict[str, str]:
+        """C files by name."""
+        return {
+            f"{self.name}.h": self._render("model.h.jinja"),
+            f"{self.name}.c": self._render("model.c.jinja"),
+            "tbn_model.c": self._render("tbn_model.c.jinja"),
+        }
+
+    def _render(self, template: str) -> str:
+        program, plan = self.program, self.plan
+        constants = {constant.name for constant in program.constants}
+        parameters = {kernel.name: kernel.parameters for kernel in program.kernels}
+
+        def argument(name: str, parameter) -> str:
+            if name in constants:
+                return name
+            const = "" if parameter.written else "const "
+            return f"({const}{c_type(parameter.dtype)} *)(arena.bytes + {plan.offsets[name]})"
+
+        return (
+            _environment()
+            .get_template(template)
+            .render(
+                name=self.name,
+                NAME=self.name.upper(),
+                version=self.version,
+                digest=", ".join(f"0x{byte:02x}" for byte in self.digest),
+                kernels=program.kernels,
+                constants=[
+                    {
+                        "type": c_type(str(constant.data.dtype)),
+                        "name": constant.name,
+                        "size": constant.data.size,
+                        "comment": constant.comment,
+                        "literals": _initialiser(constant),
+                    }
+                    for constant in program.constants
+                ],
+                arena_bytes=plan.nbytes,
+                arena_map=sorted(
+                    ((plan.offsets[buffer.name], buffer) for buffer in program.buffers),
+                    key=lambda entry: (entry[0], entry[1].first),
+                ),
+                calls=[
+                    {
+                        "kernel": step.kernel,
+                        "arguments": [
+                            argument(name, parameter)
+                            for name, parameter in zip(
+                                step.arguments, parameters[step.kernel], strict=True
+                            )
+                        ],
+                    }
+                    for step in program.steps
+                ],
+                inputs=self._tensors(self.signature.inputs, program.inputs),
+                outputs=self._tensors(self.signature.outputs, program.outputs),
+            )
+        )
+
+    def _tensors(self, specs, buffers) -> list[dict]:
+        return [
+            {
+                "name": spec.name,
+                "NAME": spec.name.upper(),
+                "type": c_type(spec.dtype),
+                "shape": " x ".join(map(str, spec.shape)) or "scalar",
+                "count": int(np.prod(spec.shape, dtype=np.int64)),
+                "bytes": spec.nbytes,
+                "offset": self.plan.offsets[buffer],
+            }
+            for spec, buffer in zip(specs, buffers, strict=True)
+        ]
+
+
+def _initialiser(constant: Constant) -> str:
+    """The values of an array, wrapped; floats with as many digits as they need to come back."""
+    data = constant.data
+    if not np.isfinite(data).all():
+        # Only infinities can be meant: NaN weights were refused before.
+        literals = [_infinite(value) if np.isinf(value) else _float(value) for value in data]
+    elif data.dtype.kind == "f":
+        literals = [_float(value) for value in data]
+    elif data.dtype.kind == "b":
+        literals = [str(int(value)) for value in data]
+    elif data.dtype == np.uint32:
+        literals = [f"0x{value:08x}u" for value in data]
+    elif data.dtype == np.uint8:
+        literals = [f"0x{value:02x}" for value in data]
+    else:
+        literals = [_integer(int(value), data.dtype) for value in data]
+    lines, line = [], " "
+    for literal in literals:
+        if len(line) + len(literal) + 2 > _LINE:
+            lines.append(line)
+            line = " "
+        line += f" {literal},"
+    return "\n".join([*lines, line])
+
+
+def _float(value: np.floating) -> str:
+    text = repr(float(value)) if value.dtype == np.float64 else str(value)
+    if not any(mark in text for mark in ".en"):
+        text += ".0"
+    return text if value.dtype == np.float64 else f"{text}f"
+
+
+def _infinite(value: np.floating) -> str:
+    return "-INFINITY" if value < 0 else "INFINITY"
+
+
+def _integer(value: int, dtype: np.dtype) -> str:
+    if dtype == np.int64:
+        # INT64_MIN has no literal of its own in C.
+        return "INT64_MIN" if value == -(2**63) else f"INT64_C({value})"
+    if dtype == np.int32 and value == -(2**31):
+        return "INT32_MIN"
+    return f"UINT64_C({value})" if dtype == np.uint64 else str(value)
+
+
+@functools.cache
+def _environment():
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("tbn_tvm.micro", "templates"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )

@@ -1,0 +1,237 @@
+"""PrimFuncs to plain C functions: pointers in, nothing else needed.
+
+TVM's C code generation writes the bodies. Signatures are ours: operands that are only read are
+``const``, none alias (the planner sees to it), and large local arrays become parameters, so that
+the arena holds them and the stack does not.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import s_tir
+from tvm import tirx as tir
+from tvm.ir import PointerType, PrimType
+
+from tbn_tvm.errors import TbnError
+
+STACK_ARRAY_BYTES = 64
+"""Local arrays up to this size stay on the stack, where compilers keep them in registers."""
+
+_C_TYPES = {
+    "float32": "float",
+    "float64": "double",
+    "int8": "int8_t",
+    "uint8": "uint8_t",
+    "int16": "int16_t",
+    "uint16": "uint16_t",
+    "int32": "int32_t",
+    "uint32": "uint32_t",
+    "int64": "int64_t",
+    "uint64": "uint64_t",
+    "bool": "int8_t",
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A pointer parameter of a kernel."""
+
+    name: str
+    dtype: str
+    written: bool
+
+    @property
+    def declaration(self) -> str:
+        """In C."""
+        const = "" if self.written else "const "
+        return f"{const}{c_type(self.dtype)} *TBN_RESTRICT {self.name}"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A C function.
+
+    Attributes
+    ----------
+    name : str
+        Of the function.
+    parameters : tuple of Parameter
+        Operands, results, then scratch.
+    scratch : tuple of (int, int)
+        Bytes and alignment of each trailing scratch parameter.
+    body : str
+        C source between the braces.
+    """
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    scratch: tuple[tuple[int, int], ...]
+    body: str
+
+
+def c_type(dtype: str) -> str:
+    """The C99 name of an element type.
+
+    Raises
+    ------
+    TbnError
+        For a type that portable C lacks.
+    """
+    if dtype not in _C_TYPES:
+        raise TbnError(
+            f"element type {dtype} does not exist in portable C: convert the model to float32"
+        )
+    return _C_TYPES[dtype]
+
+
+def lower_kernel(func: tir.PrimFunc, name: str) -> Kernel:
+    """Lower a scheduled PrimFunc over static buffers to C.
+
+    Parameters
+    ----------
+    func : tvm.tirx.PrimFunc
+        Its parameters are buffers.
+    name : str
+        Of the C function.
+    """
+    func = _lower_loops()(tvm.IRModule({"main": func}))["main"]
+    editor = _ScratchLifter()
+    body = editor.visit(func.body)
+    written = editor.written
+    parameters, pointers, declarations = [], [], []
+    for buffer in [*func.params, *editor.lifted]:
+        dtype = str(buffer.dtype)
+        pointer = tir.Var(buffer.name, PointerType(PrimType(dtype), "global"))
+        pointers.append(pointer)
+        declarations.append(tir.DeclBuffer(buffer, data=pointer))
+        parameters.append((pointer, dtype, buffer in written))
+    pointer_func = tir.PrimFunc(pointers, tir.SeqStmt([*declarations, body])).with_attr(
+        {
+            "calling_conv": 0,
+            "global_symbol": name,
+            "tirx.noalias": True,
+            "target": _target(),
+        }
+    )
+    module = tvm.IRModule({name: pointer_func})
+    module = tir.transform.LowerIntrin()(tir.transform.LowerTVMBuiltin()(module))
+    names, text = _generate(module, name)
+    return Kernel(
+        name,
+        tuple(
+            Parameter(c_name, dtype, is_written)
+            for c_name, (_, dtype, is_written) in zip(names, parameters, strict=True)
+        ),
+        tuple(_scratch_size(buffer) for buffer in editor.lifted),
+        text,
+    )
+
+
+@functools.cache
+def _target() -> tvm.target.Target:
+    return tvm.target.Target({"kind": "c"})
+
+
+def _lower_loops() -> tvm.transform.Pass:
+    """Blocks to loops over flat buffers, as TVM's own pipeline does, without its packed calls."""
+    s, t = s_tir.transform, tir.transform
+    return tvm.transform.Sequential(
+        [
+            s.CanonicalizeLoop(),
+            s.LowerInitBlock(),
+            s.PlanAndUpdateBufferAllocationLocation(),
+            s.ConvertBlocksToOpaque(),
+            s.CompactBufferAllocation(),
+            s.LowerMatchBuffer(),
+            s.StmtSimplify(),
+            s.LowerOpaqueBlock(),
+            t.FlattenBuffer(),
+            t.NarrowDataType(32),
+            t.VectorizeLoop(False),
+            t.StorageRewrite(),
+            t.UnrollLoop(),
+            t.StmtSimplify(),
+            t.RemoveNoOp(),
+            s.RewriteUnsafeSelect(),
+            t.CommonSubexprElim(),
+        ]
+    )
+
+
+def _generate(module: tvm.IRModule, name: str) -> tuple[list[str], str]:
+    """Parameter names and body of the one function in what TVM prints.
+
+    The printed preamble declares TVM's run time, which bare metal has not: the function is cut out
+    at its definition, and anything unexpected in its shape is an error.
+    """
+    source = tvm_ffi.get_global_func("target.build.c")(module, _target()).inspect_source()
+    _, found, definition = source.rpartition(f"TVM_DLL void {name}(")
+    signature, opened, rest = definition.partition(") {\n")
+    body, closed, _ = rest.rpartition("}")
+    if not (found and opened and closed):
+        raise TbnError(f"TVM's C code for {name} has an unknown form; is its version supported?")
+    names = [part.split()[-1].lstrip("*") for part in signature.split(",")]
+    return names, body.rstrip() + "\n"
+
+
+def _scratch_size(buffer) -> tuple[int, int]:
+    itemsize = np.dtype(str(buffer.dtype)).itemsize
+    return math.prod(int(extent) for extent in buffer.shape) * itemsize, max(4, itemsize)
+
+
+class _ScratchLifter:
+    """Removes large allocations from a body, and notes which buffers are written.
+
+    Attributes
+    ----------
+    lifted : list of buffers
+        The allocations taken out.
+    written : set of buffers
+        The targets of stores.
+    """
+
+    def __init__(self) -> None:
+        self.lifted: list = []
+        self.written: set = set()
+        self._viewed: dict = {}
+
+    def visit(self, stmt: tir.Stmt) -> tir.Stmt:
+        """The statement without its large allocations."""
+        if isinstance(stmt, tir.SeqStmt):
+            return tir.stmt_seq(*(self.visit(part) for part in stmt.seq))
+        if isinstance(stmt, tir.For):
+            return tir.For(
+                stmt.loop_var,
+                stmt.min,
+                stmt.extent,
+                tir.ForKind.SERIAL,
+                self.visit(stmt.body),
+            )
+        if isinstance(stmt, tir.IfThenElse):
+            otherwise = None if stmt.else_case is None else self.visit(stmt.else_case)
+            return tir.IfThenElse(stmt.condition, self.visit(stmt.then_case), otherwise)
+        if isinstance(stmt, tir.AttrStmt):
+            return tir.AttrStmt(stmt.node, stmt.attr_key, stmt.value, self.visit(stmt.body))
+        if isinstance(stmt, tir.AllocBuffer):
+            if _scratch_size(stmt.buffer)[0] <= STACK_ARRAY_BYTES:
+                return stmt
+            self.lifted.append(stmt.buffer)
+            self.written.add(stmt.buffer)
+            return tir.Evaluate(0)
+        if isinstance(stmt, tir.DeclBuffer):
+            # A view: stores to it are stores to the buffer whose pointer it takes.
+            (source,) = stmt.data.args
+            self._viewed[stmt.buffer] = self._viewed.get(source, source)
+            return stmt
+        if isinstance(stmt, tir.BufferStore):
+            self.written.add(self._viewed.get(stmt.buffer, stmt.buffer))
+            return stmt
+        if isinstance(stmt, (tir.Evaluate, tir.Bind)):
+            return stmt
+        raise TbnError(f"the statement {type(stmt).__name__} has no form in bare-metal C")

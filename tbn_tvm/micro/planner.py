@@ -1,0 +1,56 @@
+"""Where each buffer lies in the arena: offsets from sizes and lifetimes, at compile time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tbn_tvm.micro.program import Buffer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An arena.
+
+    Attributes
+    ----------
+    offsets : dict of str to int
+        Byte offset of each buffer.
+    nbytes : int
+        Size of the arena.
+    lower_bound : int
+        The largest sum of buffers alive at once: no plan is smaller.
+    """
+
+    offsets: dict[str, int]
+    nbytes: int
+    lower_bound: int
+
+
+def plan_arena(buffers: Sequence[Buffer]) -> Plan:
+    """Place buffers so that those alive at the same step do not overlap.
+
+    Greedy by size (Pisarchyk and Lee, arXiv:2001.03288): the largest first, each at the lowest
+    offset that is free throughout its lifetime.
+    """
+    offsets: dict[str, int] = {}
+    placed: list[Buffer] = []
+    for buffer in sorted(buffers, key=lambda b: (-b.nbytes, b.first, b.name)):
+        offset = 0
+        neighbours = [b for b in placed if b.first <= buffer.last and buffer.first <= b.last]
+        for other in sorted(neighbours, key=lambda b: offsets[b.name]):
+            if offset + buffer.nbytes <= offsets[other.name]:
+                break
+            offset = max(offset, _aligned(offsets[other.name] + other.nbytes, buffer.alignment))
+        offsets[buffer.name] = offset
+        placed.append(buffer)
+    nbytes = max((offsets[b.name] + b.nbytes for b in buffers), default=0)
+    steps = {b.first for b in buffers}
+    bound = max(
+        (sum(b.nbytes for b in buffers if b.first <= s <= b.last) for s in steps), default=0
+    )
+    return Plan(offsets, _aligned(nbytes, 4), bound)
+
+
+def _aligned(offset: int, alignment: int) -> int:
+    return (offset + alignment - 1) // alignment * alignment

@@ -1,0 +1,222 @@
+"""The lowered graph as a straight line of kernel calls over named buffers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm import tirx as tir
+
+from tbn_tvm.errors import TbnError
+from tbn_tvm.micro.kernels import Kernel, lower_kernel
+from tbn_tvm.relay_passes._match import constant_array, is_call
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory with a lifetime: an input, an output, an intermediate value or a kernel's scratch.
+
+    Attributes
+    ----------
+    name : str
+        Unique in the program.
+    nbytes, alignment : int
+        Size and required alignment in bytes.
+    first, last : int
+        The first and last step at which the content matters; inputs start at -1, outputs end
+        one past the last step.
+    """
+
+    name: str
+    nbytes: int
+    alignment: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Read-only data, kept in flash."""
+
+    name: str
+    data: np.ndarray
+    comment: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call: arguments in the kernel's order, each the name of a buffer or constant."""
+
+    kernel: str
+    arguments: tuple[str, ...]
+
+
+@dataclass
+class Program:
+    """What bare metal executes.
+
+    Attributes
+    ----------
+    kernels : list of Kernel
+        Each once, in the order of first use.
+    constants : list of Constant
+        Weights and other data.
+    buffers : list of Buffer
+        All that the arena holds.
+    steps : list of Step
+        Kernel calls in order.
+    inputs, outputs : list of str
+        Names of buffers, in the model's order.
+    """
+
+    kernels: list[Kernel] = field(default_factory=list)
+    constants: list[Constant] = field(default_factory=list)
+    buffers: list[Buffer] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+
+def extract_program(mod: tvm.IRModule, name: str) -> Program:
+    """Read a program off a lowered module.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        After the bare-metal phase: ``main`` calls PrimFuncs with ``call_tir``; all shapes are
+        numbers.
+    name : str
+        The model's name, which prefixes C identifiers.
+
+    Raises
+    ------
+    TbnError
+        For an operator with no kernel, or a dynamic shape.
+    """
+    return _Extractor(mod, name).extract()
+
+
+class _Extractor:
+    def __init__(self, mod: tvm.IRModule, name: str) -> None:
+        self.mod, self.prefix = mod, name
+        self.program = Program()
+        self._kernels: dict[str, Kernel] = {}
+        self._constants: dict[tuple, str] = {}
+        # What a graph variable stands for: a buffer's name, or a tuple of such.
+        self._values: dict[relax.Var, str | tuple] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._first: dict[str, int] = {}
+        self._last: dict[str, int] = {}
+
+    def extract(self) -> Program:
+        main = self.mod["main"]
+        for param in main.params:
+            buffer = f"input_{param.name}"
+            self._values[param] = buffer
+            self._define(buffer, param.ty, -1)
+            self.program.inputs.append(buffer)
+        for block in main.body.blocks:
+            for binding in block.bindings:
+                self._bind(binding)
+        result = self._value(main.body.body)
+        self.program.outputs = list(result) if isinstance(result, tuple) else [result]
+        for buffer in self.program.outputs:
+            if buffer not in self._sizes:
+                raise TbnError("an output of the model is a constant; it needs no compiler")
+            self._last[buffer] = len(self.program.steps)
+        for buffer, (nbytes, alignment) in self._sizes.items():
+            first = self._first[buffer]
+            last = max(first, self._last.get(buffer, first))
+            self.program.buffers.append(Buffer(buffer, nbytes, alignment, first, last))
+        return self.program
+
+    def _bind(self, binding: relax.Binding) -> None:
+        value = binding.value
+        if isinstance(value, relax.Call) and is_call(value, "relax.call_tir"):
+            self._values[binding.var] = self._call(value)
+        elif is_call(value, "relax.reshape") or is_call(value, "relax.memory.view"):
+            # Buffers are contiguous, so another shape is another name.
+            self._values[binding.var] = self._value(value.args[0])
+        elif isinstance(value, (relax.Var, relax.Tuple, relax.TupleGetItem)) or isinstance(
+            binding, relax.MatchCast
+        ):
+            self._values[binding.var] = self._value(value)
+        elif constant_array(value) is not None:
+            self._values[binding.var] = self._constant(constant_array(value), "constant")
+        else:
+            what = value.op if isinstance(value, relax.Call) else type(value).__name__
+            raise TbnError(
+                f"{what} has no kernel for bare metal: the model uses an operator that TVM does not "
+                "lower to a loop nest"
+            )
+
+    def _value(self, expr: relax.Expr):
+        if isinstance(expr, relax.Tuple):
+            return tuple(self._value(item) for item in expr.fields)
+        if isinstance(expr, relax.TupleGetItem):
+            return self._value(expr.tuple_value)[expr.index]
+        array = constant_array(expr)
+        if array is not None:
+            return self._constant(array, "constant")
+        return self._values[expr]
+
+    def _call(self, call: relax.Call) -> str | tuple:
+        func_name, arguments = call.args[0].name_hint, call.args[1].fields
+        step = len(self.program.steps)
+        kernel = self._kernel(func_name)
+        operands = []
+        for argument in arguments:
+            array = constant_array(argument)
+            operand = (
+                self._constant(array, func_name) if array is not None else self._value(argument)
+            )
+            if operand in self._sizes:
+                self._last[operand] = step
+            operands.append(operand)
+        results = (
+            list(call.ty_args[0].fields)
+            if isinstance(call.ty_args[0], relax.TupleType)
+            else [call.ty_args[0]]
+        )
+        made = []
+        for index, result in enumerate(results):
+            buffer = f"step{step}_{func_name}" + (f"_{index}" if len(results) > 1 else "")
+            self._define(buffer, result, step)
+            made.append(buffer)
+        for index, (nbytes, alignment) in enumerate(kernel.scratch):
+            buffer = f"step{step}_scratch{index}"
+            self._sizes[buffer] = (nbytes, alignment)
+            self._first[buffer] = self._last[buffer] = step
+            made.append(buffer)
+        self.program.steps.append(Step(kernel.name, (*operands, *made)))
+        return made[0] if len(results) == 1 else tuple(made[: len(results)])
+
+    def _kernel(self, func_name: str) -> Kernel:
+        if func_name not in self._kernels:
+            kernel = lower_kernel(self.mod[func_name], f"{self.prefix}_{func_name}")
+            self._kernels[func_name] = kernel
+            self.program.kernels.append(kernel)
+        return self._kernels[func_name]
+
+    def _constant(self, array: np.ndarray, user: str) -> str:
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"{self.prefix}_weights_{len(self._constants)}"
+            shape = "x".join(map(str, array.shape)) or "scalar"
+            self._constants[key] = name
+            self.program.constants.append(
+                Constant(name, array.reshape(-1), f"{array.dtype} {shape}, read by {user}")
+            )
+        return self._constants[key]
+
+    def _define(self, name: str, tensor: relax.TensorType, step: int) -> None:
+        extents = list(tensor.shape.values)
+        if not all(isinstance(extent, tir.IntImm) for extent in extents):
+            raise TbnError(f"{name} has the dynamic shape {tensor.shape}: bare metal needs numbers")
+        itemsize = np.dtype(str(tensor.dtype)).itemsize
+        nbytes = math.prod(int(extent) for extent in extents) * itemsize
+        self._sizes[name] = (nbytes, max(4, itemsize))
+        self._first[name] = step

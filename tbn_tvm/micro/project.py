@@ -1,0 +1,249 @@
+"""A bare-metal project: generated C, the board's files and metadata, in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tbn_tvm.errors import ArtifactError, FitError, UsageError
+from tbn_tvm.signature import Signature, TensorSpec
+from tbn_tvm.targets import FOLDER as TARGETS
+from tbn_tvm.targets import Board, load_board
+
+if TYPE_CHECKING:
+    from tbn_tvm.compiler import Imported
+
+SCHEMA = 1
+"""Version of the folder's layout and metadata."""
+
+METADATA = "metadata.json"
+_DEVICE = Path(__file__).resolve().parent / "device"
+
+
+@dataclass(frozen=True)
+class Project:
+    """A compiled model for a board.
+
+    Attributes
+    ----------
+    name : str
+        The model's name, a C identifier.
+    board : Board
+        What it is for.
+    signature : Signature
+        Inputs and outputs as the model has them; the device runs one sample at a time.
+    layers : list of dict
+        A row a layer, as :class:`tbn_tvm.inspect.LayerInfo`.
+    memory : dict
+        Planned bytes: ``weights``, ``arena``, ``arena_lower_bound``.
+    digest : str
+        SHA-256 of the generated C, hexadecimal; its first eight bytes are in the firmware.
+    versions : dict
+        Of tbn-tvm, TVM and its FFI.
+    files : dict of str to bytes
+        Everything but the metadata, by path relative to the folder.
+    """
+
+    name: str
+    board: Board
+    signature: Signature
+    layers: list[dict]
+    memory: dict
+    digest: str
+    versions: dict
+    files: dict[str, bytes] = field(repr=False)
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write the project to a folder, which it replaces if that held a project.
+
+        Raises
+        ------
+        UsageError
+            Where the folder holds something else.
+        """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: is a file; a project is a folder")
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / METADATA).is_file():
+            raise UsageError(
+                f"{folder}: is not empty and holds no tbn-tvm project; choose another folder"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tbn-"))
+        try:
+            made.chmod(0o755)
+            for name, data in {**self.files, METADATA: self._metadata()}.items():
+                path = made / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(made, folder)
+        except BaseException:
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        return folder
+
+    def _metadata(self) -> bytes:
+        fields = {
+            "format": "tbn-tvm project",
+            "schema": SCHEMA,
+            "name": self.name,
+            "board": self.board.name,
+            "digest": self.digest,
+            "versions": self.versions,
+            "inputs": [spec.to_dict() for spec in self.signature.inputs],
+            "outputs": [spec.to_dict() for spec in self.signature.outputs],
+            "memory": self.memory,
+            "layers": self.layers,
+            "files": {n: hashlib.sha256(d).hexdigest() for n, d in sorted(self.files.items())},
+        }
+        return json.dumps(fields, indent=1).encode()
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> Project:
+        """Read a project, checking every generated file against the metadata.
+
+        Raises
+        ------
+        ArtifactError
+            Where the folder is missing, no project, altered, or of a newer schema.
+        """
+        folder = Path(folder)
+        again = "compile the model again"
+        if not folder.is_dir():
+            raise ArtifactError(
+                f"{folder}: no such folder; make one with tbn-tvm compile MODEL --target BOARD"
+            )
+        try:
+            fields = json.loads((folder / METADATA).read_text())
+            if fields["format"] != "tbn-tvm project":
+                raise KeyError("format")
+            schema = fields["schema"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ArtifactError(
+                f"{folder}: not a tbn-tvm project (no valid {METADATA}); {again}"
+            ) from None
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise ArtifactError(
+                f"{folder}: schema {schema} is newer than {SCHEMA}, the newest this version reads; "
+                f"update tbn-tvm, or {again}"
+            )
+        files = {}
+        for name, digest in fields["files"].items():
+            try:
+                files[name] = (folder / name).read_bytes()
+            except OSError:
+                raise ArtifactError(f"{folder}: its file {name} is missing; {again}") from None
+            if hashlib.sha256(files[name]).hexdigest() != digest:
+                raise ArtifactError(f"{folder}: its file {name} was altered; {again}")
+        return cls(
+            name=fields["name"],
+            board=load_board(fields["board"]),
+            signature=Signature(
+                tuple(TensorSpec.from_dict(spec) for spec in fields["inputs"]),
+                tuple(TensorSpec.from_dict(spec) for spec in fields["outputs"]),
+            ),
+            layers=fields["layers"],
+            memory=fields["memory"],
+            digest=fields["digest"],
+            versions=fields["versions"],
+            files=files,
+        )
+
+
+def create_project(model: Imported, board: Board, *, dump_ir: Path | None = None) -> Project:
+    """Lower a model and generate its project.
+
+    Raises
+    ------
+    FitError
+        Where weights or arena alone exceed the board's memory.
+    TbnError
+        For operators that have no bare-metal form.
+    """
+    import tvm
+
+    from tbn_tvm import pipeline
+    from tbn_tvm.compiler import versions
+    from tbn_tvm.micro.codegen import ModelSource
+    from tbn_tvm.micro.planner import plan_arena
+    from tbn_tvm.micro.program import extract_program
+
+    target = tvm.target.Target({"kind": "c"})
+    mod = pipeline.run(model.mod, pipeline.cortex_m_phases(), target, dump_ir)
+    program = extract_program(mod, model.name)
+    plan = plan_arena(program.buffers)
+    memory = {
+        "weights": sum(constant.data.nbytes for constant in program.constants),
+        "arena": plan.nbytes,
+        "arena_lower_bound": plan.lower_bound,
+    }
+    check_fit(board, memory, model.layers)
+    signature = Signature(
+        tuple(spec.with_batch(1) for spec in model.signature.inputs),
+        tuple(spec.with_batch(1) for spec in model.signature.outputs),
+    )
+
+    def generate(digest: bytes) -> dict[str, str]:
+        source = ModelSource(model.name, program, plan, signature, digest, versions()["tbn_tvm"])
+        return source.files()
+
+    # The digest is over the source as it is with a digest of zeros.
+    blank = generate(bytes(8))
+    digest = hashlib.sha256("".join(blank[name] for name in sorted(blank)).encode()).hexdigest()
+    generated = generate(bytes.fromhex(digest)[:8])
+    files = {name: text.encode() for name, text in generated.items()}
+    files.update(_support_files(board))
+    return Project(
+        name=model.name,
+        board=board,
+        signature=model.signature,
+        layers=[layer.to_dict() for layer in model.layers],
+        memory=memory,
+        digest=digest,
+        versions=versions(),
+        files=files,
+    )
+
+
+def check_fit(board: Board, memory: dict, layers: list) -> None:
+    """Refuse a model that cannot fit, with the table of what takes how much.
+
+    Raises
+    ------
+    FitError
+        Where weights exceed the flash, or the arena with the stack exceeds the RAM.
+    """
+    ram = memory["arena"] + board.stack_bytes
+    if memory["weights"] <= board.flash_bytes and ram <= board.ram_bytes:
+        return
+    rows = [f"  {layer.name}: {layer.nbytes:,} bytes" for layer in layers]
+    raise FitError(
+        "\n".join(
+            [
+                f"the model does not fit {board.name}:",
+                f"  flash: {memory['weights']:,} bytes of weights, {board.flash_bytes:,} available",
+                f"  RAM: {memory['arena']:,} bytes of arena and {board.stack_bytes:,} of stack, "
+                f"{board.ram_bytes:,} available",
+                "weights by layer:",
+                *rows,
+                "use a larger p, tile more layers (tbn-tvm inspect shows which are float), or a "
+                "smaller input",
+            ]
+        )
+    )
+
+
+def _support_files(board: Board) -> dict[str, bytes]:
+    """The device's server and the board's files, by their path in the project."""
+    files = {f"device/{path.name}": path.read_bytes() for path in sorted(_DEVICE.glob("*.[ch]"))}
+    for source in (*board.sources, board.linker_script, TARGETS / "cortex_m" / "sections.ld"):
+        files[f"board/{source.name}"] = source.read_bytes()
+    return files

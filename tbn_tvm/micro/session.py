@@ -1,0 +1,187 @@
+"""A conversation with a device that runs a compiled model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tbn_tvm.errors import DeviceError
+from tbn_tvm.micro import protocol
+from tbn_tvm.micro.build import BuildReport, build
+from tbn_tvm.micro.project import Project
+from tbn_tvm.micro.transport import EmulatedBoard, Transport
+
+_INPUT_ATTEMPTS = 8
+
+
+@dataclass(frozen=True)
+class RunStatistics:
+    """What the last call of :meth:`Session.run` measured.
+
+    Attributes
+    ----------
+    instructions : tuple of int
+        Emulated instructions of each inference, to within one tick of the device's timer.
+    retries : int
+        Requests that had to be repeated.
+    """
+
+    instructions: tuple[int, ...]
+    retries: int
+
+
+class Session:
+    """A model on a device: ``with Session(folder) as s: y = s.run(x)``.
+
+    Parameters
+    ----------
+    project : path
+        A project's folder; it is built first.
+    timeout : float
+        Seconds to wait for the reply to a short request before it is repeated.
+    run_timeout : float
+        Seconds to wait for one inference.
+    transport : Transport, optional
+        Carries the bytes; by default the board in the emulator.
+    """
+
+    def __init__(
+        self,
+        project: str | Path,
+        *,
+        timeout: float = 2.0,
+        run_timeout: float = 60.0,
+        transport: Transport | None = None,
+    ) -> None:
+        self.project = Project.load(project)
+        self.build_report: BuildReport = build(project)
+        self._transport = transport
+        self._timeouts = (timeout, run_timeout)
+        self._link: protocol.Link | None = None
+        self.statistics = RunStatistics((), 0)
+
+    def __enter__(self) -> Session:
+        if self._transport is None:
+            self._transport = EmulatedBoard(self.project.board, Path(self.build_report.elf))
+        try:
+            self._link = protocol.Link(self._transport, self._timeouts[0])
+            self._greeting = protocol.greet(self._link)
+            self._check_greeting()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *details) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the session; again is harmless."""
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = self._link = None
+
+    def run(self, *args: np.ndarray, **named: np.ndarray):
+        """Run the model: arguments and results as :meth:`tbn_tvm.Artifact.run`.
+
+        A batch runs one sample after the other. :attr:`statistics` tells what it took.
+
+        Raises
+        ------
+        InputError
+            Where the inputs differ from the signature.
+        DeviceError
+            Where the device stays silent, refuses or faults.
+        """
+        if self._link is None:
+            raise DeviceError("the session is closed: use it in a with statement")
+        signature = self.project.signature
+        arrays = signature.bind(args, named)
+        sizes = {
+            array.shape[spec.shape.index(extent)]
+            for spec, array in zip(signature.inputs, arrays, strict=True)
+            for extent in spec.shape
+            if isinstance(extent, str)
+        }
+        if len(sizes) > 1:
+            raise DeviceError(
+                f"free dimensions of sizes {sorted(sizes)}: a device runs one sample at a time, so "
+                "there can be only one"
+            )
+        samples = sizes.pop() if sizes else 1
+        before = self._link.retries
+        instructions, rows = [], []
+        for sample in range(samples):
+            pieces = [
+                _sample(spec.shape, array, sample).tobytes()
+                for spec, array in zip(signature.inputs, arrays, strict=True)
+            ]
+            ticks, outputs = self._infer(pieces)
+            instructions.append(ticks * self.project.board.instructions_per_tick)
+            rows.append(outputs)
+        self.statistics = RunStatistics(tuple(instructions), self._link.retries - before)
+        results = tuple(
+            _joined(spec, [row[index] for row in rows])
+            for index, spec in enumerate(signature.outputs)
+        )
+        return results[0] if len(results) == 1 else results
+
+    def _infer(self, inputs: list[bytes]) -> tuple[int, list[bytes]]:
+        link, outputs = self._link, self._greeting.outputs
+        try:
+            for _ in range(_INPUT_ATTEMPTS):
+                for index, data in enumerate(inputs):
+                    protocol.write_input(link, index, data)
+                try:
+                    ticks, crcs = protocol.run(link, inputs, len(outputs), self._timeouts[1])
+                except protocol.DamagedInput:
+                    continue
+                return ticks, [
+                    protocol.read_output(link, index, size, crc)
+                    for index, (size, crc) in enumerate(zip(outputs, crcs, strict=True))
+                ]
+        except protocol.Fault as fault:
+            raise DeviceError(f"{fault} ({self._symbol(fault.pc)})") from None
+        raise DeviceError(f"the inputs arrived damaged {_INPUT_ATTEMPTS} times")
+
+    def _check_greeting(self) -> None:
+        expected = bytes.fromhex(self.project.digest)[:8]
+        if self._greeting.digest != expected:
+            raise DeviceError(
+                f"the device runs firmware {self._greeting.digest.hex()}, this project is "
+                f"{expected.hex()}: flash it again"
+            )
+
+    def _symbol(self, address: int) -> str:
+        """The function that holds an address, for reports of faults."""
+        from elftools.elf.elffile import ELFFile
+
+        with open(self.build_report.elf, "rb") as file:
+            for symbol in ELFFile(file).get_section_by_name(".symtab").iter_symbols():
+                start = symbol["st_value"] & ~1
+                if (
+                    symbol["st_info"]["type"] == "STT_FUNC"
+                    and start <= address < start + symbol["st_size"]
+                ):
+                    return f"in {symbol.name}"
+        return "outside any function"
+
+
+def _sample(shape: tuple, array: np.ndarray, index: int) -> np.ndarray:
+    """One sample of an input: its slice along the free dimension, if it has one."""
+    for axis, extent in enumerate(shape):
+        if isinstance(extent, str):
+            return np.ascontiguousarray(array.take([index], axis=axis))
+    return array
+
+
+def _joined(spec, pieces: list[bytes]) -> np.ndarray:
+    """Samples' outputs as one array, along the free dimension."""
+    one = spec.with_batch(1)
+    arrays = [np.frombuffer(piece, spec.dtype).reshape(one.shape) for piece in pieces]
+    for axis, extent in enumerate(spec.shape):
+        if isinstance(extent, str):
+            return np.concatenate(arrays, axis=axis)
+    return arrays[0].copy()

@@ -1,0 +1,134 @@
+"""Ways to carry bytes to a device."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Protocol
+
+from tbn_tvm.errors import DeviceError, ToolError
+from tbn_tvm.targets import Board
+
+EMULATOR = "qemu-system-arm"
+INSTALL_EMULATOR = "apt-get install qemu-system-arm"
+_START_LIMIT_S = 30.0
+
+
+class Transport(Protocol):
+    """A byte stream to and from a device."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+
+    def read(self, timeout: float) -> bytes:
+        """Wait up to so many seconds for some bytes; empty where none came."""
+
+    def diagnosis(self) -> str:
+        """What is known about a device that is silent, to append to an error."""
+
+    def close(self) -> None:
+        """End the connection; again is harmless."""
+
+
+class EmulatedBoard:
+    """A board in QEMU, its UART on a socket of its own.
+
+    ``-icount shift=0`` makes emulated time count instructions, the same on every host.
+
+    Parameters
+    ----------
+    board : Board
+        Which machine to emulate.
+    elf : Path
+        The firmware.
+    """
+
+    def __init__(self, board: Board, elf: Path) -> None:
+        emulator = shutil.which(EMULATOR)
+        if emulator is None:
+            raise ToolError(f"{EMULATOR} is not on PATH; on Debian: {INSTALL_EMULATOR}")
+        self._folder = tempfile.TemporaryDirectory(prefix="tbn_tvm_")
+        self._process: subprocess.Popen | None = None
+        self._socket: socket.socket | None = None
+        try:
+            self._start(emulator, board, elf)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, emulator: str, board: Board, elf: Path) -> None:
+        path = Path(self._folder.name) / "uart"
+        self._log = Path(self._folder.name) / "log"
+        with socket.socket(socket.AF_UNIX) as listener, self._log.open("wb") as log:
+            listener.bind(str(path))
+            listener.listen(1)
+            self._process = subprocess.Popen(
+                [
+                    emulator,
+                    "-machine",
+                    board.emulator_machine,
+                    "-icount",
+                    "shift=0",
+                    "-display",
+                    "none",
+                    "-monitor",
+                    "none",
+                    "-chardev",
+                    f"socket,id=uart,path={path}",
+                    "-serial",
+                    "chardev:uart",
+                    "-kernel",
+                    str(elf),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            deadline = time.monotonic() + _START_LIMIT_S
+            while not select.select([listener], [], [], 0.1)[0]:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise DeviceError(f"the emulator did not start{self.diagnosis()}")
+            self._socket, _ = listener.accept()
+
+    def write(self, data: bytes) -> None:
+        try:
+            self._socket.settimeout(_START_LIMIT_S)
+            self._socket.sendall(data)
+        except OSError:
+            raise DeviceError(f"the emulator ended{self.diagnosis()}") from None
+
+    def read(self, timeout: float) -> bytes:
+        try:
+            if not select.select([self._socket], [], [], max(0.0, timeout))[0]:
+                return b""
+            data = self._socket.recv(4096)
+        except OSError:
+            data = b""
+        if not data:
+            raise DeviceError(f"the emulator ended{self.diagnosis()}")
+        return data
+
+    def diagnosis(self) -> str:
+        status = None
+        if self._process is not None:
+            # A dying emulator closes its socket a moment before it ends.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = self._process.wait(0.2)
+        lines = self._log.read_text(errors="replace").split("\n") if self._log.exists() else []
+        told = "; ".join(line.strip() for line in lines[:3] if line.strip())
+        ended = f" (exit status {status})" if status is not None else ""
+        return ended + (f": {told}" if told else "")
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._folder.cleanup()

@@ -1,0 +1,237 @@
+"""Compiled models for TVM's run time: one file to save, load and run.
+
+The file is an uncompressed zip archive of ``manifest.json``, ``library.so`` and
+``constants.npz``. The manifest names every other member's SHA-256 and carries one of its own, so
+that truncated and altered files are refused before any code in them is loaded. (A digest guards
+against damage, not against an author who means harm: load only artifacts you trust.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tbn_tvm.errors import ArtifactError
+from tbn_tvm.signature import Signature, TensorSpec
+
+SCHEMA = 1
+"""Version of the file format; files of a newer one are refused."""
+
+_MANIFEST, _LIBRARY, _CONSTANTS = "manifest.json", "library.so", "constants.npz"
+
+
+@dataclass
+class Artifact:
+    """A compiled model.
+
+    Attributes
+    ----------
+    name : str
+        The model's name.
+    target : dict
+        TVM's description of the target.
+    signature : Signature
+        Inputs and outputs.
+    library : bytes
+        Shared library with the Relax executable.
+    constants : tuple of numpy.ndarray
+        What the library is given beside the inputs: tile bits, alphas, biases.
+    layers : list of dict
+        A row a layer, as :class:`tbn_tvm.inspect.LayerInfo`.
+    versions : dict
+        Of tbn-tvm, TVM and its FFI, at compile time.
+    """
+
+    name: str
+    target: dict
+    signature: Signature
+    library: bytes = field(repr=False)
+    constants: tuple[np.ndarray, ...] = field(repr=False)
+    layers: list[dict] = field(repr=False, default_factory=list)
+    versions: dict = field(default_factory=dict)
+    _entry = None
+
+    def run(self, *args: np.ndarray, **named: np.ndarray):
+        """Run the model.
+
+        Parameters
+        ----------
+        *args, **named : numpy.ndarray
+            The inputs, by position or name, or one mapping from names to arrays.
+
+        Returns
+        -------
+        numpy.ndarray or tuple of numpy.ndarray
+            The output, or a tuple where there are several.
+
+        Raises
+        ------
+        InputError
+            Where the inputs differ from the signature.
+        """
+        import tvm
+
+        arrays = self.signature.bind(args, named)
+        if self._entry is None:
+            self._entry = self._load_entry()
+        entry, constants = self._entry
+        result = entry(*(tvm.runtime.tensor(array) for array in arrays), *constants)
+        if len(self.signature.outputs) == 1 and hasattr(result, "numpy"):
+            return result.numpy()
+        outputs = tuple(tensor.numpy() for tensor in result)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _load_entry(self):
+        import tvm
+        from tvm import relax
+
+        from tbn_tvm._tvm import check_pair
+
+        check_pair()
+        with tempfile.TemporaryDirectory(prefix="tbn_tvm_") as folder:
+            path = Path(folder) / _LIBRARY
+            path.write_bytes(self.library)
+            # The library stays mapped after its file is gone.
+            module = tvm.runtime.load_module(str(path))
+        device = tvm.cpu()
+        machine = relax.VirtualMachine(module, device)
+        constants = [tvm.runtime.tensor(array, device) for array in self.constants]
+        return machine["main"], constants
+
+    # -- file -------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the artifact to one file; an existing file is replaced only once it is whole.
+
+        Returns
+        -------
+        pathlib.Path
+            The file.
+        """
+        path = Path(path)
+        constants = io.BytesIO()
+        np.savez(constants, **{f"c{index:05d}": a for index, a in enumerate(self.constants)})
+        members = {_LIBRARY: self.library, _CONSTANTS: constants.getvalue()}
+        manifest = {
+            "format": "tbn-tvm artifact",
+            "schema": SCHEMA,
+            "name": self.name,
+            "target": self.target,
+            "versions": self.versions,
+            "inputs": [spec.to_dict() for spec in self.signature.inputs],
+            "outputs": [spec.to_dict() for spec in self.signature.outputs],
+            "layers": self.layers,
+            "members": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
+        }
+        manifest["content_hash"] = _digest(manifest)
+        members = {_MANIFEST: json.dumps(manifest, indent=1).encode(), **members}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tbn-", delete=False) as file:
+            try:
+                with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                    for name, data in members.items():
+                        # A fixed date: the same model gives the same file.
+                        archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+                file.flush()
+                os.chmod(file.name, 0o666 & ~_umask())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Artifact:
+        """Read an artifact.
+
+        Raises
+        ------
+        ArtifactError
+            Where the file is missing, no artifact, damaged, or of a newer schema.
+        """
+        path = Path(path)
+        manifest, members = _read(path)
+        return cls(
+            name=manifest["name"],
+            target=manifest["target"],
+            signature=Signature(
+                tuple(TensorSpec.from_dict(spec) for spec in manifest["inputs"]),
+                tuple(TensorSpec.from_dict(spec) for spec in manifest["outputs"]),
+            ),
+            library=members[_LIBRARY],
+            constants=_constants(members[_CONSTANTS]),
+            layers=manifest["layers"],
+            versions=manifest["versions"],
+        )
+
+
+def is_artifact(path: str | os.PathLike) -> bool:
+    """Whether a file calls itself an artifact; it may still be damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _MANIFEST in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _read(path: Path) -> tuple[dict, Mapping[str, bytes]]:
+    rebuild = "compile the model again to get a whole one"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ArtifactError(f"{path}: is a folder, not an artifact file") from None
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # zipfile raises many kinds on damaged input
+        raise ArtifactError(
+            f"{path}: not an artifact, or truncated or damaged ({error}); {rebuild}"
+        ) from None
+    try:
+        manifest = json.loads(members[_MANIFEST])
+        schema = manifest["schema"]
+        if manifest["format"] != "tbn-tvm artifact":
+            raise KeyError("format")
+    except (KeyError, TypeError, ValueError):
+        raise ArtifactError(
+            f"{path}: a zip archive, but not a tbn-tvm artifact (no valid {_MANIFEST}); {rebuild}"
+        ) from None
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise ArtifactError(
+            f"{path}: schema {schema} is newer than {SCHEMA}, the newest this version reads; "
+            "update tbn-tvm, or compile the model again with this version"
+        )
+    if manifest.get("content_hash") != _digest(manifest):
+        raise ArtifactError(f"{path}: the manifest was altered; {rebuild}")
+    for name, digest in manifest["members"].items():
+        if hashlib.sha256(members.get(name, b"")).hexdigest() != digest:
+            raise ArtifactError(f"{path}: its part {name} is damaged or was altered; {rebuild}")
+    return manifest, members
+
+
+def _constants(data: bytes) -> tuple[np.ndarray, ...]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return tuple(arrays[name] for name in sorted(arrays.files))
+
+
+def _digest(manifest: dict) -> str:
+    """SHA-256 of the manifest without its own digest; it names the members' digests."""
+    content = {key: value for key, value in manifest.items() if key != "content_hash"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
