@@ -98,7 +98,7 @@ def run(
     target : tvm.target.Target
         The target that passes see as current.
     dump_ir : Path, optional
-        A folder (made if missing) that gets ``<phase>.py`` with the module's TVMScript after each phase.
+        A folder, made if missing, that gets the TVMScript after each phase as ``<phase>.py``.
     """
     if dump_ir is not None:
         dump_ir.mkdir(parents=True, exist_ok=True)

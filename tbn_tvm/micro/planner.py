@@ -46,10 +46,8 @@ def plan_arena(buffers: Sequence[Buffer]) -> Plan:
         placed.append(buffer)
     nbytes = max((offsets[b.name] + b.nbytes for b in buffers), default=0)
     steps = {b.first for b in buffers}
-    bound = max(
-        (sum(b.nbytes for b in buffers if b.first <= s <= b.last) for s in steps), default=0
-    )
-    return Plan(offsets, _aligned(nbytes, 4), bound)
+    alive = (sum(b.nbytes for b in buffers if b.first <= step <= b.last) for step in steps)
+    return Plan(offsets, _aligned(nbytes, 4), max(alive, default=0))
 
 
 def _aligned(offset: int, alignment: int) -> int:

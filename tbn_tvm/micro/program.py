@@ -149,8 +149,8 @@ class _Extractor:
         else:
             what = value.op if isinstance(value, relax.Call) else type(value).__name__
             raise TbnError(
-                f"{what} has no kernel for bare metal: the model uses an operator that TVM does not "
-                "lower to a loop nest"
+                f"{what} has no kernel for bare metal: the model uses an operator that TVM does "
+                "not lower to a loop nest"
             )
 
     def _value(self, expr: relax.Expr):

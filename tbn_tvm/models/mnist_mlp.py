@@ -1,0 +1,217 @@
+"""The paper's microcontroller model and its training (arXiv:2407.12075, section 5).
+
+784-128-10, no biases, ReLU; the first layer tiled with p = 4, the second (1,280 weights, fewer
+than lambda) binary. 3,316 bytes of weights. Inputs are pixels / 255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tbn_tvm.errors import TbnError, UsageError
+from tbn_tvm.models.mnist import Digits
+from tbn_tvm.nn import TiledLinear, freeze
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes
+    ----------
+    epochs, batch_size : int
+        Passes over the training images; images a step.
+    learning_rate : float
+        At the start.
+    schedule : {"cosine", "paper"}
+        Adam with a cosine decay to zero, or the authors' Adadelta with a step decay of 0.75
+        every 4 epochs.
+    seed : int
+        Of initialisation and shuffling.
+    p : int
+        Compression factor of the first layer.
+    """
+
+    epochs: int = 200
+    batch_size: int = 128
+    learning_rate: float = 5e-3
+    schedule: str = "cosine"
+    seed: int = 0
+    p: int = 4
+
+
+_PAPER = Recipe(epochs=50, batch_size=64, learning_rate=1.0, schedule="paper")
+
+
+def recipe(*, schedule: str = "cosine", **changes) -> Recipe:
+    """A schedule's recipe with some of its settings changed; None keeps a setting."""
+    if schedule not in ("cosine", "paper"):
+        raise UsageError(f"schedule {schedule!r}: expected cosine or paper")
+    base = _PAPER if schedule == "paper" else Recipe()
+    return replace(base, **{name: value for name, value in changes.items() if value is not None})
+
+
+def recipe_fields(chosen: Recipe) -> dict:
+    """For JSON."""
+    return asdict(chosen)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after an epoch."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    test_accuracy: float
+
+
+class MnistMlp(nn.Module):
+    """Untrained: ``(B, 784) -> (B, 10)``.
+
+    Parameters
+    ----------
+    p : int
+        Compression factor of the first layer.
+    hidden : int
+        Width of the hidden layer. The paper has 128; at ``p = 4`` these are 32 and their
+        multiples.
+    """
+
+    def __init__(self, p: int = 4, hidden: int = 128) -> None:
+        super().__init__()
+        self.fc1 = TiledLinear(784, hidden, bias=False, p=p)
+        self.fc2 = TiledLinear(hidden, 10, bias=False, p=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(torch.relu(self.fc1(x)))
+
+
+def train(
+    digits: Digits,
+    recipe: Recipe,
+    checkpoint: Path,
+    report: Callable[[Progress], None] | None = None,
+) -> tuple[MnistMlp, list[dict]]:
+    """Train, or go on from a checkpoint.
+
+    Parameters
+    ----------
+    digits : Digits
+        Images and labels.
+    recipe : Recipe
+        How to train.
+    checkpoint : Path
+        Written after every epoch; an existing one of the same recipe is resumed, so that an
+        interrupted run ends with the same weights as one that was not.
+    report : callable, optional
+        Called after every epoch.
+
+    Returns
+    -------
+    MnistMlp
+        The trained, unfrozen model.
+    list of dict
+        Epoch, loss and test accuracy after each epoch.
+    """
+    torch.manual_seed(recipe.seed)
+    model = MnistMlp(recipe.p)
+    optimiser, scheduler = _optimiser(model, recipe)
+    # Shuffling has a generator of its own, whose state is part of the checkpoint.
+    shuffler = torch.Generator().manual_seed(recipe.seed)
+    log: list[dict] = []
+    if checkpoint.exists():
+        state = _load_checkpoint(checkpoint, recipe)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        scheduler.load_state_dict(state["scheduler"])
+        shuffler.set_state(state["shuffler"])
+        log = state["log"]
+    images, labels = digits.train_images, digits.train_labels
+    for epoch in range(len(log), recipe.epochs):
+        model.train()
+        total = 0.0
+        order = torch.randperm(len(images), generator=shuffler)
+        for batch in order.split(recipe.batch_size):
+            loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            total += float(loss.detach()) * len(batch)
+        scheduler.step()
+        accuracy = evaluate(model, digits)
+        log.append({"epoch": epoch + 1, "loss": total / len(images), "test_accuracy": accuracy})
+        _save_checkpoint(
+            checkpoint,
+            {
+                "recipe": asdict(recipe),
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "shuffler": shuffler.get_state(),
+                "log": log,
+            },
+        )
+        if report is not None:
+            report(Progress(epoch + 1, recipe.epochs, log[-1]["loss"], accuracy))
+    return model, log
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, digits: Digits) -> float:
+    """The share of test images that the model labels rightly."""
+    model.eval()
+    predicted = torch.cat([model(batch).argmax(1) for batch in digits.test_images.split(2000)])
+    return float((predicted == digits.test_labels).double().mean())
+
+
+def export(model: nn.Module, path: Path) -> torch.export.ExportedProgram:
+    """Freeze a trained model and save it as a ``.pt2`` with a dynamic batch."""
+    frozen = freeze(model)
+    program = torch.export.export(
+        frozen,
+        (torch.zeros(2, 784),),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
+    )
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        torch.export.save(program, file)
+    partial.replace(path)
+    return program
+
+
+def _optimiser(model: nn.Module, recipe: Recipe):
+    if recipe.schedule == "paper":
+        optimiser = torch.optim.Adadelta(model.parameters(), lr=recipe.learning_rate)
+        return optimiser, torch.optim.lr_scheduler.StepLR(optimiser, 4, 0.75)
+    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+    return optimiser, torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.epochs)
+
+
+def _load_checkpoint(path: Path, recipe: Recipe) -> dict:
+    try:
+        state = torch.load(path, weights_only=True)
+        kept = state["recipe"]
+    except Exception as error:
+        raise TbnError(
+            f"{path}: not a checkpoint of this recipe, or damaged ({type(error).__name__}); "
+            "remove it to start again"
+        ) from None
+    if kept != asdict(recipe):
+        different = [k for k, v in asdict(recipe).items() if kept.get(k) != v]
+        raise UsageError(
+            f"{path}: holds a run with other settings ({', '.join(different)}); give the same "
+            "ones to resume it, or remove it to start again"
+        )
+    return state
+
+
+def _save_checkpoint(path: Path, state: dict) -> None:
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    partial.replace(path)
