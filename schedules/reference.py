@@ -184,10 +184,11 @@ class Window:
 
 def signed(tile: te.Tensor, index, value):
     """``value`` where bit ``index`` of the packed tile is set, ``-value`` where it is clear."""
-    byte = tile(index // 8).astype("int32")
-    shift = index % 8
-    bit = tir.bitwise_and(byte >> (shift if isinstance(shift, int) else shift.astype("int32")), 1)
-    return tir.Select(bit != 0, value, -value)
+    # In uint32, which passes that normalise index types (to 64 bits, in a graph) leave alone.
+    byte = tile(index // 8).astype("uint32")
+    shift = tir.const(index % 8, "uint32") if isinstance(index, int) else index % 8
+    bit = tir.bitwise_and(byte >> shift.astype("uint32"), tir.const(1, "uint32"))
+    return tir.Select(bit != tir.const(0, "uint32"), value, -value)
 
 
 def tiled_dense(

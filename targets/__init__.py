@@ -74,29 +74,45 @@ def load_board(name: str) -> Board:
     Raises
     ------
     UsageError
-        For an unknown board, or a description that lacks something.
+        For an unknown board, or a description that lacks something or has it of another kind.
     """
     if name not in board_names():
         raise UsageError(f"unknown board {name!r}: expected one of {', '.join(board_names())}")
     path = FOLDER / name / "board.toml"
     try:
         fields = tomllib.loads(path.read_text())
-        return Board(
-            name=name,
-            description=fields["description"],
-            core=fields["core"]["name"],
-            cpu_flags=tuple(fields["core"]["flags"]),
-            flash_bytes=fields["memory"]["flash_bytes"],
-            ram_bytes=fields["memory"]["ram_bytes"],
-            stack_bytes=fields["memory"]["stack_bytes"],
-            clock_hz=fields["core"]["clock_hz"],
-            sources=tuple(FOLDER / source for source in fields["sources"]),
-            linker_script=FOLDER / fields["linker_script"],
-            defines=tuple(f"{key}={value}" for key, value in fields.get("defines", {}).items()),
-            emulator_machine=fields["emulator"]["machine"],
-            instructions_per_tick=fields["emulator"]["instructions_per_tick"],
-        )
-    except KeyError as error:
-        raise UsageError(f"{path}: the entry {error} is missing") from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
+
+    def entry(name: str, kind: type):
+        value = fields
+        for part in name.split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise UsageError(f"{path}: the entry {name!r} is missing")
+            value = value[part]
+        if type(value) is not kind:
+            raise UsageError(f"{path}: the entry {name!r} is {value!r}: expected {kind.__name__}")
+        return value
+
+    def strings(name: str) -> list[str]:
+        values = entry(name, list)
+        if not all(isinstance(value, str) for value in values):
+            raise UsageError(f"{path}: the entry {name!r} is {values}: expected a list of str")
+        return values
+
+    defines = entry("defines", dict) if "defines" in fields else {}
+    return Board(
+        name=name,
+        description=entry("description", str),
+        core=entry("core.name", str),
+        cpu_flags=tuple(strings("core.flags")),
+        flash_bytes=entry("memory.flash_bytes", int),
+        ram_bytes=entry("memory.ram_bytes", int),
+        stack_bytes=entry("memory.stack_bytes", int),
+        clock_hz=entry("core.clock_hz", int),
+        sources=tuple(FOLDER / source for source in strings("sources")),
+        linker_script=FOLDER / entry("linker_script", str),
+        defines=tuple(f"{key}={value}" for key, value in defines.items()),
+        emulator_machine=entry("emulator.machine", str),
+        instructions_per_tick=entry("emulator.instructions_per_tick", int),
+    )

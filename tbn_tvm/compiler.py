@@ -77,11 +77,14 @@ def load_model(spec: str | os.PathLike) -> ExportedProgram:
     import tbn_tvm.nn.ops  # noqa: F401  (the operators a saved program refers to)
 
     try:
-        with _quiet():
-            return torch.export.load(path)
+        # From a stream, which unlike a path may have any suffix.
+        with _quiet(), path.open("rb") as file:
+            return torch.export.load(file)
     except Exception as error:  # torch raises many kinds on input that is no program
+        # Torch refers to its log, which nobody sees.
+        reason = _first_line(error).partition(" Please check the warnings")[0]
         raise TbnError(
-            f"{path}: not a program saved by torch.export.save ({_first_line(error)}); export the "
+            f"{path}: not a program saved by torch.export.save, or damaged ({reason}); export the "
             "model with torch.export.export and save that"
         ) from None
 
@@ -196,14 +199,20 @@ def resolve_target(target: str | dict):
             raise UsageError(
                 f"unknown target {target!r}: expected {known}, or a TVM target as JSON"
             )
+    if target.get("kind") != "llvm":
+        raise UsageError(f"target kind {target.get('kind')!r}: expected llvm or a board's name")
     import tvm
+    from tvm.target import codegen
 
     try:
         tvm.target.Target(target)
     except Exception as error:
         raise UsageError(f"TVM refuses the target {target}: {_first_line(error)}") from None
-    if target.get("kind") != "llvm":
-        raise UsageError(f"target kind {target.get('kind')!r}: expected llvm or a board's name")
+    triple = target.get("mtriple") or codegen.llvm_get_system_triple()
+    cpu = target.get("mcpu") or "generic"
+    # Of an unknown CPU LLVM makes a generic one, and only logs it.
+    if not codegen.llvm_is_valid_cpu(cpu, triple):
+        raise UsageError(f"LLVM does not know mcpu {cpu!r} of mtriple {triple!r}")
     return target
 
 
@@ -382,14 +391,20 @@ def _first_line(error: BaseException) -> str:
 
 
 class _quiet:
-    """Silence warnings that importers raise about their own insides."""
+    """Silence what importers warn and log about their own insides; exceptions pass."""
 
     def __enter__(self):
+        import logging
         import warnings
 
         self._catcher = warnings.catch_warnings()
         self._catcher.__enter__()
         warnings.simplefilter("ignore")
+        self._disabled = logging.root.manager.disable
+        logging.disable(logging.ERROR)
 
     def __exit__(self, *details):
+        import logging
+
+        logging.disable(self._disabled)
         self._catcher.__exit__(*details)

@@ -69,7 +69,7 @@ class LayerInfo:
 
     def to_dict(self) -> dict:
         """For JSON."""
-        return asdict(self)
+        return {**asdict(self), "shape": list(self.shape)}
 
 
 def describe_layers(

@@ -223,7 +223,7 @@ def _infer_conv(call: relax.Call, _ctx) -> relax.TensorType:
         if isinstance(made, (int, tir.IntImm)) and int(made) < 1:
             raise ValueError(
                 f"{call.op.name.removeprefix('relax.')}: a window of {window.kernel} with padding "
-                f"{window.padding} does not fit an input extent of {extent}"
+                f"{window.padding} does not fit an input extent of {int(extent)}"
             )
     return relax.TensorType([batch, product.geometry.m, *out], x.dtype)
 

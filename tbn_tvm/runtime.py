@@ -20,13 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tbn_tvm.errors import ArtifactError
+from tbn_tvm.errors import ArtifactError, UsageError
 from tbn_tvm.signature import Signature, TensorSpec
 
 SCHEMA = 1
 """Version of the file format; files of a newer one are refused."""
 
 _MANIFEST, _LIBRARY, _CONSTANTS = "manifest.json", "library.so", "constants.npz"
+_REBUILD = "compile the model again to get a whole one"
 
 
 @dataclass
@@ -116,8 +117,15 @@ class Artifact:
         -------
         pathlib.Path
             The file.
+
+        Raises
+        ------
+        UsageError
+            Where the path is a folder.
         """
         path = Path(path)
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; an artifact is a file")
         constants = io.BytesIO()
         np.savez(constants, **{f"c{index:05d}": a for index, a in enumerate(self.constants)})
         members = {_LIBRARY: self.library, _CONSTANTS: constants.getvalue()}
@@ -159,19 +167,27 @@ class Artifact:
             Where the file is missing, no artifact, damaged, or of a newer schema.
         """
         path = Path(path)
-        manifest, members = _read(path)
-        return cls(
-            name=manifest["name"],
-            target=manifest["target"],
-            signature=Signature(
-                tuple(TensorSpec.from_dict(spec) for spec in manifest["inputs"]),
-                tuple(TensorSpec.from_dict(spec) for spec in manifest["outputs"]),
-            ),
-            library=members[_LIBRARY],
-            constants=_constants(members[_CONSTANTS]),
-            layers=manifest["layers"],
-            versions=manifest["versions"],
-        )
+        try:
+            manifest, members = _read(path)
+            return cls(
+                name=manifest["name"],
+                target=manifest["target"],
+                signature=Signature(
+                    tuple(TensorSpec.from_dict(spec) for spec in manifest["inputs"]),
+                    tuple(TensorSpec.from_dict(spec) for spec in manifest["outputs"]),
+                ),
+                library=members[_LIBRARY],
+                constants=_constants(members[_CONSTANTS]),
+                layers=manifest["layers"],
+                versions=manifest["versions"],
+            )
+        except ArtifactError:
+            raise
+        except Exception as error:  # undamaged, so of another writer
+            raise ArtifactError(
+                f"{path}: its {_MANIFEST} does not describe an artifact ({type(error).__name__}: "
+                f"{error}); {_REBUILD}"
+            ) from None
 
 
 def is_artifact(path: str | os.PathLike) -> bool:
@@ -179,12 +195,11 @@ def is_artifact(path: str | os.PathLike) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return _MANIFEST in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # zipfile raises many kinds on damaged input
         return False
 
 
 def _read(path: Path) -> tuple[dict, Mapping[str, bytes]]:
-    rebuild = "compile the model again to get a whole one"
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
@@ -196,7 +211,7 @@ def _read(path: Path) -> tuple[dict, Mapping[str, bytes]]:
         raise ArtifactError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # zipfile raises many kinds on damaged input
         raise ArtifactError(
-            f"{path}: not an artifact, or truncated or damaged ({error}); {rebuild}"
+            f"{path}: not an artifact, or truncated or damaged ({error}); {_REBUILD}"
         ) from None
     try:
         manifest = json.loads(members[_MANIFEST])
@@ -205,7 +220,7 @@ def _read(path: Path) -> tuple[dict, Mapping[str, bytes]]:
             raise KeyError("format")
     except (KeyError, TypeError, ValueError):
         raise ArtifactError(
-            f"{path}: a zip archive, but not a tbn-tvm artifact (no valid {_MANIFEST}); {rebuild}"
+            f"{path}: a zip archive, but not a tbn-tvm artifact (no valid {_MANIFEST}); {_REBUILD}"
         ) from None
     if not isinstance(schema, int) or schema > SCHEMA:
         raise ArtifactError(
@@ -213,10 +228,11 @@ def _read(path: Path) -> tuple[dict, Mapping[str, bytes]]:
             "update tbn-tvm, or compile the model again with this version"
         )
     if manifest.get("content_hash") != _digest(manifest):
-        raise ArtifactError(f"{path}: the manifest was altered; {rebuild}")
-    for name, digest in manifest["members"].items():
-        if hashlib.sha256(members.get(name, b"")).hexdigest() != digest:
-            raise ArtifactError(f"{path}: its part {name} is damaged or was altered; {rebuild}")
+        raise ArtifactError(f"{path}: the manifest was altered; {_REBUILD}")
+    digests = manifest["members"]
+    for name in (_LIBRARY, _CONSTANTS):
+        if hashlib.sha256(members.get(name, b"")).hexdigest() != digests.get(name):
+            raise ArtifactError(f"{path}: its part {name} is damaged or was altered; {_REBUILD}")
     return manifest, members
 
 

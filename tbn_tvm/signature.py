@@ -92,7 +92,10 @@ class Signature:
 
 
 def _checked(spec: TensorSpec, value, sizes: dict[str, int]) -> np.ndarray:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise InputError(f"input {spec.name!r} is no array: {error}") from None
     if str(array.dtype) != spec.dtype:
         raise InputError(
             f"input {spec.name!r} has dtype {array.dtype}: expected {spec.dtype}; convert it, and "

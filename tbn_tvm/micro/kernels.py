@@ -100,7 +100,7 @@ def lower_kernel(func: tir.PrimFunc, name: str) -> Kernel:
     name : str
         Of the C function.
     """
-    func = _lower_loops()(tvm.IRModule({"main": func}))["main"]
+    func = lower_loops()(tvm.IRModule({"main": func}))["main"]
     editor = _ScratchLifter()
     body = editor.visit(func.body)
     written = editor.written
@@ -138,7 +138,7 @@ def _target() -> tvm.target.Target:
     return tvm.target.Target({"kind": "c"})
 
 
-def _lower_loops() -> tvm.transform.Pass:
+def lower_loops() -> tvm.transform.Pass:
     """Blocks to loops over flat buffers, as TVM's own pipeline does, without its packed calls."""
     s, t = s_tir.transform, tir.transform
     return tvm.transform.Sequential(

@@ -57,6 +57,10 @@ def load_digits(folder: Path) -> Digits:
                 f"{folder}: {split} images {images.shape} and labels {labels.shape}: expected "
                 "(N, 28, 28) and (N,)"
             )
+        if not labels.size:
+            raise TbnError(f"{folder}: holds no {split} images")
+        if labels.max() > 9:
+            raise TbnError(f"{folder}: the {split} label {labels.max()} is no digit")
     return Digits(
         _pixels(arrays["train_images"]),
         torch.from_numpy(arrays["train_labels"].astype(np.int64)),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 
 from tbn_tvm.errors import UsageError
 from tbn_tvm.nn.layers import FrozenLayer, TiledConv1d, TiledConv2d, TiledLayer, TiledLinear
@@ -112,8 +112,10 @@ def tile_model(
     made: dict[nn.Module, nn.Module] = {}
     # Shared layers come once under their first name; all their parents are rewired below.
     for name, module in list(model.named_modules()):
+        if isinstance(module, (TiledLayer, FrozenLayer)):
+            continue
         weight = getattr(module, "weight", None)
-        if isinstance(module, (TiledLayer, FrozenLayer)) or weight is None or weight.dim() < 2:
+        if not isinstance(weight, Tensor) or weight.dim() < 2:
             continue
         kind, shape = type(module).__name__, tuple(weight.shape)
         if type(module) not in _TILED:

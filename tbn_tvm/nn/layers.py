@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tbn_tvm.errors import InputError
 from tbn_tvm.nn import ops
 from tbn_tvm.nn.functional import AlphaMode, Gradient, block_alphas, tile_signs, tiled_weight
 from tbn_tvm.tiling import TiledTensor, largest_divisor
@@ -108,7 +109,7 @@ class TiledLayer(nn.Module):
     def tiled_tensor(self) -> TiledTensor:
         """The stored form of the weight in effect."""
         return TiledTensor.from_signs(
-            tile_signs(self.scores, self.p).cpu().numpy(),
+            tile_signs(self.scores, self.p).float().cpu().numpy(),
             block_alphas(self._alpha_source, self.p, self.alpha).float().cpu().numpy(),
             self.shape,
         )
@@ -135,9 +136,15 @@ class FrozenLayer(nn.Module):
         """The dense weight, expanded at each call."""
         return ops.expand_tile(self.tile, self.alpha, self.shape, self.p)
 
+    def _check_channels(self, given: int, expected: int) -> None:
+        # The operators know the input's width only, and fewer channels may still fit the bits.
+        if given != expected:
+            raise InputError(f"the input has {given} channels: expected {expected}")
+
     def tiled_tensor(self) -> TiledTensor:
         """The stored form."""
-        return TiledTensor(self.tile.cpu().numpy(), self.alpha.cpu().numpy(), self.shape, self.p)
+        alphas = self.alpha.float().cpu().numpy()
+        return TiledTensor(self.tile.cpu().numpy(), alphas, self.shape, self.p)
 
     def extra_repr(self) -> str:
         return f"shape={self.shape}, p={self.p}, bias={self.bias is not None}"
@@ -178,6 +185,7 @@ class FrozenTiledLinear(FrozenLayer):
     """A linear layer that holds bits: ``(..., in_features) -> (..., out_features)``."""
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_channels(x.shape[-1], self.shape[1])
         return ops.tiled_linear(x, self.tile, self.alpha, self.bias, self.shape[0], self.p)
 
 
@@ -200,7 +208,7 @@ class _TiledConv(TiledLayer):
         padding_mode: str = "zeros",
         **options,
     ) -> None:
-        if in_channels % groups or out_channels % groups:
+        if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups={groups} must divide in_channels={in_channels} and "
                 f"out_channels={out_channels}"
@@ -257,6 +265,7 @@ class _FrozenTiledConv(FrozenLayer):
         self.padding_mode = layer.padding_mode
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_channels(x.shape[1 - len(self.shape)], self.shape[1] * self.groups)
         x, padding = _pad_explicitly(x, self.padding, self.padding_mode)
         unbatched = x.dim() == len(self.shape) - 1
         y = self._operator(

@@ -38,6 +38,7 @@ def expand_tile(tile: Tensor, alpha: Tensor, shape: Sequence[int], p: int) -> Te
     Tensor
         Of alpha's dtype and the given shape.
     """
+    _check_tile("expand_tile", tile, alpha, shape, p)
     length = math.prod(shape) // p
     shifts = torch.arange(8, dtype=torch.uint8, device=tile.device)
     bits = (tile[:, None] >> shifts & 1).reshape(-1)[:length]
@@ -77,7 +78,8 @@ def tiled_conv1d(
     """``conv1d`` with a tiled weight of shape ``(out_channels, C / groups, *kernel_size)``."""
     shape = (out_channels, x.shape[1] // groups, *kernel_size)
     weight = expand_tile(tile, alpha.to(x.dtype), shape, p)
-    return F.conv1d(x, weight, bias, stride, padding, dilation, groups)
+    # Contiguous whatever the input's memory format is, as the fake kernel promises.
+    return F.conv1d(x, weight, bias, stride, padding, dilation, groups).contiguous()
 
 
 @torch.library.custom_op("tbn::tbn_tiled_conv2d", mutates_args=())
@@ -97,7 +99,7 @@ def tiled_conv2d(
     """``conv2d`` with a tiled weight of shape ``(out_channels, C / groups, *kernel_size)``."""
     shape = (out_channels, x.shape[1] // groups, *kernel_size)
     weight = expand_tile(tile, alpha.to(x.dtype), shape, p)
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups).contiguous()
 
 
 def _fake_conv(

@@ -1,0 +1,59 @@
+"""Import from PyTorch."""
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from tvm import relax
+
+from tbn_tvm.frontend.torch import from_exported_program
+from tbn_tvm.nn import TiledConv1d, TiledConv2d, TiledLinear, freeze
+
+
+def operators(mod):
+    """Names of the operators that main calls."""
+    return [
+        binding.value.op.name
+        for block in mod["main"].body.blocks
+        for binding in block.bindings
+        if isinstance(binding.value, relax.Call) and isinstance(binding.value.op, tvm.ir.Op)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "operator"),
+    [
+        (TiledLinear(12, 8, p=4), (3, 5, 12), "relax.tbn.tiled_dense"),
+        (TiledConv1d(4, 8, 3, padding=1, groups=2, p=2), (3, 4, 9), "relax.tbn.tiled_conv1d"),
+        (TiledConv2d(4, 8, 3, stride=2, p=2, bias=False), (3, 4, 9, 9), "relax.tbn.tiled_conv2d"),
+        (
+            TiledConv2d(4, 8, 3, padding=1, padding_mode="reflect", p=2),
+            (3, 4, 9, 9),
+            "relax.tbn.tiled_conv2d",
+        ),
+    ],
+)
+def test_a_frozen_layer_is_one_operator_and_runs_the_same_with_any_batch(layer, shape, operator):
+    torch.manual_seed(0)
+    model, x = freeze(torch.nn.Sequential(layer)), torch.randn(shape)
+    program = torch.export.export(
+        model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+    )
+    mod = from_exported_program(program)
+    assert operators(mod).count(operator) == 1
+    machine = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
+    for batch in (1, 3):
+        (y,) = machine["main"](tvm.runtime.tensor(x[:batch].contiguous().numpy()))
+        expected = model(x[:batch]).detach().numpy()
+        np.testing.assert_allclose(y.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_saved_program_imports_as_the_one_in_memory(tmp_path):
+    program = torch.export.export(
+        freeze(torch.nn.Sequential(TiledLinear(12, 8, p=4))), (torch.zeros(1, 12),)
+    )
+    torch.export.save(program, tmp_path / "model.pt2")
+    tvm.ir.assert_structural_equal(
+        from_exported_program(torch.export.load(tmp_path / "model.pt2")),
+        from_exported_program(program),
+    )
