@@ -67,6 +67,8 @@ class _Fuser(PyExprMutator):
         value = self.lookup_binding(expr) if isinstance(expr, relax.Var) else expr
         if is_call(value, "relax.reshape"):
             inner = constant_array(value.args[0])
-            shape = [int(extent) for extent in value.ty.shape.values]
-            return None if inner is None else relax.const(inner.reshape(shape))
+            if inner is None:
+                return None
+            # The shape of a reshaped constant is made of numbers.
+            return relax.const(inner.reshape([int(extent) for extent in value.ty.shape.values]))
         return value

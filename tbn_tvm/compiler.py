@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
+import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -390,21 +394,14 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-class _quiet:
-    """Silence what importers warn and log about their own insides; exceptions pass."""
-
-    def __enter__(self):
-        import logging
-        import warnings
-
-        self._catcher = warnings.catch_warnings()
-        self._catcher.__enter__()
-        warnings.simplefilter("ignore")
-        self._disabled = logging.root.manager.disable
-        logging.disable(logging.ERROR)
-
-    def __exit__(self, *details):
-        import logging
-
-        logging.disable(self._disabled)
-        self._catcher.__exit__(*details)
+@contextlib.contextmanager
+def _quiet():
+    """Silence what importers warn, log and print about their own insides; exceptions pass."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -140,7 +140,7 @@ class Artifact:
             "layers": self.layers,
             "members": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
         }
-        manifest["content_hash"] = _digest(manifest)
+        manifest["content_hash"] = content_hash(manifest)
         members = {_MANIFEST: json.dumps(manifest, indent=1).encode(), **members}
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tbn-", delete=False) as file:
@@ -227,7 +227,7 @@ def _read(path: Path) -> tuple[dict, Mapping[str, bytes]]:
             f"{path}: schema {schema} is newer than {SCHEMA}, the newest this version reads; "
             "update tbn-tvm, or compile the model again with this version"
         )
-    if manifest.get("content_hash") != _digest(manifest):
+    if manifest.get("content_hash") != content_hash(manifest):
         raise ArtifactError(f"{path}: the manifest was altered; {_REBUILD}")
     digests = manifest["members"]
     for name in (_LIBRARY, _CONSTANTS):
@@ -241,8 +241,8 @@ def _constants(data: bytes) -> tuple[np.ndarray, ...]:
         return tuple(arrays[name] for name in sorted(arrays.files))
 
 
-def _digest(manifest: dict) -> str:
-    """SHA-256 of the manifest without its own digest; it names the members' digests."""
+def content_hash(manifest: dict) -> str:
+    """SHA-256 of a manifest without its own digest; it names the digests of what it describes."""
     content = {key: value for key, value in manifest.items() if key != "content_hash"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

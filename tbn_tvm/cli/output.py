@@ -68,8 +68,6 @@ def load_inputs(path: str, signature: Signature) -> tuple[dict[str, np.ndarray],
     numpy.ndarray or None
         The array ``labels``, if the file has one.
     """
-    import zipfile
-
     import numpy as np
 
     wanted = ", ".join(str(spec) for spec in signature.inputs)
@@ -82,7 +80,11 @@ def load_inputs(path: str, signature: Signature) -> tuple[dict[str, np.ndarray],
         else:
             with loaded:
                 arrays = {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        # Other files in a zip archive come as bytes.
+        strangers = [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]
+        if strangers:
+            raise ValueError(f"{strangers[0]} is no array")
+    except Exception as error:  # zipfile and zlib raise many kinds on damaged input
         raise InputError(
             f"{path}: not a NumPy file, or damaged ({error}); expected .npz or .npy with {wanted}"
         ) from None
@@ -117,6 +119,10 @@ def save_outputs(path: str, outputs: dict[str, np.ndarray]) -> None:
 
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **outputs)
-    partial.replace(target)
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **outputs)
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tbn_tvm.errors import ArtifactError, FitError, UsageError
+from tbn_tvm.runtime import content_hash
 from tbn_tvm.signature import Signature, TensorSpec
 from tbn_tvm.targets import FOLDER as TARGETS
 from tbn_tvm.targets import Board, load_board
@@ -70,7 +71,7 @@ class Project:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"{folder}: is a file; a project is a folder")
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / METADATA).is_file():
+        if folder.is_dir() and any(folder.iterdir()) and not _is_project(folder):
             raise UsageError(
                 f"{folder}: is not empty and holds no tbn-tvm project; choose another folder"
             )
@@ -104,7 +105,7 @@ class Project:
             "layers": self.layers,
             "files": {n: hashlib.sha256(d).hexdigest() for n, d in sorted(self.files.items())},
         }
-        return json.dumps(fields, indent=1).encode()
+        return json.dumps({**fields, "content_hash": content_hash(fields)}, indent=1).encode()
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Project:
@@ -135,6 +136,8 @@ class Project:
                 f"{folder}: schema {schema} is newer than {SCHEMA}, the newest this version reads; "
                 f"update tbn-tvm, or {again}"
             )
+        if fields.get("content_hash") != content_hash(fields):
+            raise ArtifactError(f"{folder}: its {METADATA} was altered; {again}")
         files = {}
         for name, digest in fields["files"].items():
             try:
@@ -239,6 +242,14 @@ def check_fit(board: Board, memory: dict, layers: list) -> None:
             ]
         )
     )
+
+
+def _is_project(folder: Path) -> bool:
+    """Whether a folder says that it holds a project: other programs write a metadata.json too."""
+    try:
+        return json.loads((folder / METADATA).read_text())["format"] == "tbn-tvm project"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _support_files(board: Board) -> dict[str, bytes]:

@@ -145,6 +145,8 @@ class Link:
         for attempt in range(self.attempts):
             if attempt:
                 self.retries += 1
+                # Noise may have looked like the start of a frame, and the reply like its payload.
+                self._decoder = Decoder()
                 # Completes whatever frame the device may still be waiting for, with garbage.
                 self.transport.write(bytes(HEADER.size + MAX_PAYLOAD + CRC.size))
             self.transport.write(frame)
@@ -187,12 +189,12 @@ class Greeting:
 def greet(link: Link, timeout: float | None = None) -> Greeting:
     """Ask the device who it is."""
     payload = link.request(Kind.HELLO, timeout=timeout)
-    if len(payload) < 11 or payload[0] != VERSION:
+    inputs, outputs = payload[9:11] if len(payload) >= 11 else (0, 0)
+    if len(payload) != 11 + 4 * (inputs + outputs) or payload[0] != VERSION:
         raise DeviceError(
             f"the firmware speaks protocol {payload[0] if payload else '?'}, this version "
             f"{VERSION}: build it again"
         )
-    inputs, outputs = payload[9], payload[10]
     sizes = struct.unpack_from(f"<{inputs + outputs}I", payload, 11)
     return Greeting(payload[1:9], sizes[:inputs], sizes[inputs:])
 
@@ -209,6 +211,10 @@ def run(link: Link, inputs: list[bytes], outputs: int, timeout: float) -> tuple[
     """Run one inference on inputs already sent; ticks, and the CRC of each output."""
     crcs = b"".join(CRC.pack(zlib.crc32(data)) for data in inputs)
     payload = link.request(Kind.RUN, crcs, timeout)
+    if len(payload) != 8 + 4 * outputs:
+        raise DeviceError(
+            f"the device answered RUN with {len(payload)} bytes: expected {8 + 4 * outputs}"
+        )
     ticks, *digests = struct.unpack(f"<Q{outputs}I", payload)
     return ticks, digests
 

@@ -6,6 +6,7 @@ than lambda) binary. 3,316 bytes of weights. Inputs are pixels / 255.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from tbn_tvm.errors import TbnError, UsageError
 from tbn_tvm.models.mnist import Digits
 from tbn_tvm.nn import TiledLinear, freeze
+from tbn_tvm.tiling import largest_divisor
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,32 @@ class Recipe:
     p: int = 4
 
 
+_WEIGHTS = 784 * 128
 _PAPER = Recipe(epochs=50, batch_size=64, learning_rate=1.0, schedule="paper")
 
 
 def recipe(*, schedule: str = "cosine", **changes) -> Recipe:
-    """A schedule's recipe with some of its settings changed; None keeps a setting."""
+    """A schedule's recipe with some of its settings changed; None keeps a setting.
+
+    Raises
+    ------
+    UsageError
+        For a setting that no training can have.
+    """
     if schedule not in ("cosine", "paper"):
         raise UsageError(f"schedule {schedule!r}: expected cosine or paper")
     base = _PAPER if schedule == "paper" else Recipe()
-    return replace(base, **{name: value for name, value in changes.items() if value is not None})
+    chosen = replace(base, **{name: value for name, value in changes.items() if value is not None})
+    if not 0 < chosen.learning_rate < math.inf:
+        raise UsageError(f"learning rate {chosen.learning_rate}: expected a number above 0")
+    if not 0 <= chosen.seed < 2**63:
+        raise UsageError(f"seed {chosen.seed}: expected a number from 0 to 2**63 - 1")
+    if _WEIGHTS % chosen.p:
+        raise UsageError(
+            f"p = {chosen.p} does not divide the {_WEIGHTS:,} weights of the first layer; the "
+            f"largest divisor below it is {largest_divisor(_WEIGHTS, chosen.p)}"
+        )
+    return chosen
 
 
 def recipe_fields(chosen: Recipe) -> dict:
@@ -119,6 +138,8 @@ def train(
     list of dict
         Epoch, loss and test accuracy after each epoch.
     """
+    # The matrices are so small that a second thread costs more than it does.
+    torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
     model = MnistMlp(recipe.p)
     optimiser, scheduler = _optimiser(model, recipe)

@@ -174,6 +174,10 @@ def _choose_p(weights: int, p: int, min_size: int) -> tuple[int, str]:
 
 def _rewire(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
     for parent in list(model.modules()):
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            # Its fused inference path reads the dense weights of its children past their forward;
+            # this attribute is what tells it that no fused activation applies.
+            parent.activation_relu_or_gelu = 0
         for name, child in list(parent._modules.items()):
             if child in replacements:
                 setattr(parent, name, replacements[child])

@@ -99,6 +99,7 @@ static void write_input(uint8_t sequence, uint32_t size)
     return;
   }
   memcpy(input + offset, frame + HEADER + 5, size - 5u);
+  run_sequence = -1; /* the next RUN is a new one, even if 256 requests gave it the same number */
   send(WRITE | REPLY, sequence, 0u);
 }
 

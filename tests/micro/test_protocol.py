@@ -1,0 +1,351 @@
+"""Frames and the host's end of the conversation, over a line that loses and damages bytes."""
+
+import struct
+import time
+import zlib
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tbn_tvm.errors import DeviceError
+from tbn_tvm.micro import protocol
+from tbn_tvm.micro.protocol import DamagedInput, Decoder, Fault, Frame, Kind, Link, encode
+
+SETTINGS = settings(max_examples=60, deadline=None)
+FLUSH = bytes(protocol.HEADER.size + protocol.MAX_PAYLOAD + protocol.CRC.size)
+"""Completes any frame begun, as the host's retries do."""
+
+frames = st.builds(
+    Frame, st.integers(0, 255), st.integers(0, 255), st.binary(max_size=protocol.MAX_PAYLOAD)
+)
+
+
+def decoded(*pieces: bytes) -> list[Frame]:
+    decoder = Decoder()
+    return [frame for piece in pieces for frame in decoder.feed(piece)]
+
+
+# -- frames ----------------------------------------------------------------------------------
+
+
+@SETTINGS
+@given(frames)
+def test_a_frame_comes_back(frame):
+    assert decoded(encode(frame)) == [frame]
+
+
+def test_a_frame_is_laid_out_as_documented():
+    data = encode(Frame(Kind.READ, 7, b"xy"))
+    assert data[:7] == b"\xa7\x04\x07\x02\x00xy"
+    assert data[7:] == struct.pack("<I", zlib.crc32(b"\x04\x07\x02\x00xy"))
+
+
+@SETTINGS
+@given(st.lists(frames, max_size=3), st.data())
+def test_frames_come_back_however_the_stream_is_cut(sent, data):
+    stream = b"".join(map(encode, sent))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=5)))
+    pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert decoded(*pieces) == sent
+
+
+@SETTINGS
+@given(st.lists(st.tuples(st.binary(max_size=40), frames), max_size=3), st.binary(max_size=40))
+def test_garbage_around_frames_is_skipped(sent, behind):
+    stream = b"".join(garbage + encode(frame) for garbage, frame in sent) + behind
+    assert decoded(stream, FLUSH) == [frame for _, frame in sent]
+
+
+@SETTINGS
+@given(frames, frames, st.data())
+def test_a_truncated_frame_hides_none_behind_it(broken, whole, data):
+    kept = data.draw(st.integers(0, len(encode(broken)) - 1))
+    assert decoded(encode(broken)[:kept]) == []
+    assert decoded(encode(broken)[:kept], encode(whole), FLUSH) == [whole]
+
+
+def test_no_damaged_byte_makes_another_frame():
+    data = encode(Frame(Kind.WRITE, 200, bytes(range(20))))
+    for offset in range(len(data)):
+        for change in range(1, 256):
+            damaged = bytearray(data)
+            damaged[offset] ^= change
+            assert decoded(bytes(damaged), FLUSH) == [], (offset, change)
+
+
+@SETTINGS
+@given(frames, st.data())
+def test_no_damaged_byte_makes_another_frame_of_any_content(frame, data):
+    damaged = bytearray(encode(frame))
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
+    assert decoded(bytes(damaged), FLUSH) == []
+
+
+def test_a_length_over_the_limit_is_no_frame():
+    body = protocol.HEADER.pack(protocol.MAGIC, 1, 1, 257) + bytes(257)
+    frame = body + protocol.CRC.pack(zlib.crc32(body[1:]))
+    assert decoded(frame, FLUSH) == []
+
+
+# -- the host's end --------------------------------------------------------------------------
+
+
+class Line:
+    """A transport whose device answers each whole frame with the bytes a function returns."""
+
+    def __init__(self, answer: Callable[[Frame], bytes]) -> None:
+        self.asked: list[Frame] = []
+        self._answer, self._decoder, self._waiting = answer, Decoder(), b""
+
+    def write(self, data: bytes) -> None:
+        for frame in self._decoder.feed(data):
+            self.asked.append(frame)
+            self._waiting += self._answer(frame)
+
+    def read(self, timeout: float) -> bytes:
+        if not self._waiting:
+            time.sleep(timeout)
+        # A UART gives bytes as they come.
+        data, self._waiting = self._waiting[:7], self._waiting[7:]
+        return data
+
+    def diagnosis(self) -> str:
+        return " (the line is up)"
+
+    def close(self) -> None:
+        pass
+
+
+def reply(frame: Frame, payload: bytes = b"") -> bytes:
+    return encode(Frame(frame.kind | protocol.REPLY, frame.sequence, payload))
+
+
+def linked(answer: Callable[[Frame], bytes]) -> Link:
+    return Link(Line(answer), timeout=0.02, attempts=8)
+
+
+def by_turns(*answers: Callable[[Frame], bytes]) -> Callable[[Frame], bytes]:
+    """Each answer once, the last one from then on."""
+    left = list(answers)
+    return lambda frame: (left.pop(0) if len(left) > 1 else left[0])(frame)
+
+
+def silent(_frame: Frame) -> bytes:
+    return b""
+
+
+def right(frame: Frame) -> bytes:
+    return reply(frame, b"right")
+
+
+def test_a_reply_is_returned():
+    link = linked(right)
+    assert link.request(Kind.READ, b"payload") == b"right"
+    assert link.transport.asked == [Frame(Kind.READ, 1, b"payload")]
+    assert link.retries == 0
+
+
+def test_sequence_numbers_wrap_around():
+    link = linked(lambda frame: reply(frame, bytes([frame.sequence])))
+    sequences = [link.request(Kind.HELLO)[0] for _ in range(600)]
+    assert sequences == [(i + 1) % 256 for i in range(600)]
+
+
+@pytest.mark.parametrize("lost", [1, 3, 7])
+def test_a_lost_frame_is_asked_for_again_under_the_same_number(lost):
+    link = linked(by_turns(*[silent] * lost, right))
+    assert link.request(Kind.RUN) == b"right"
+    assert link.retries == lost
+    assert {frame.sequence for frame in link.transport.asked} == {1}
+
+
+@pytest.mark.parametrize("offset", range(len(encode(Frame(1, 1, b"right")))))
+@pytest.mark.parametrize("change", [0x01, 0x80, 0xFF])
+def test_a_damaged_reply_costs_one_retry(offset, change):
+    def damaged(frame: Frame) -> bytes:
+        data = bytearray(right(frame))
+        data[offset] ^= change
+        return bytes(data)
+
+    link = linked(by_turns(damaged, right))
+    assert link.request(Kind.READ) == b"right"
+    assert link.retries == 1
+
+
+@pytest.mark.parametrize("noise", [b"noise", b"\xa7", b"\xa7\x81\x01\x00\x01", b"\xa7" * 5])
+def test_noise_before_a_reply_is_survived(noise):
+    link = linked(by_turns(lambda frame: noise + right(frame), right))
+    assert link.request(Kind.READ) == b"right"
+    assert link.retries <= 1
+
+
+def test_a_repeated_reply_is_taken_once():
+    link = linked(lambda frame: reply(frame, bytes([frame.sequence])) * 3)
+    assert [link.request(Kind.READ) for _ in range(5)] == [b"\1", b"\2", b"\3", b"\4", b"\5"]
+    assert link.retries == 0
+
+
+def test_a_late_reply_is_not_taken_for_the_next_ones():
+    late = b""
+
+    def answer(frame: Frame) -> bytes:
+        """Every first reply comes only when the host has given up waiting for it."""
+        nonlocal late
+        delivered, late = late, reply(frame, b"answer %d" % frame.sequence)
+        return delivered
+
+    link = linked(answer)
+    assert [link.request(Kind.READ) for _ in range(3)] == [b"answer 1", b"answer 2", b"answer 3"]
+    assert link.retries == 3
+
+
+def test_a_reply_to_another_kind_of_request_is_ignored():
+    def wrong(frame: Frame) -> bytes:
+        return encode(Frame(Kind.WRITE | protocol.REPLY, frame.sequence, b"wrong"))
+
+    link = linked(by_turns(wrong, right))
+    assert link.request(Kind.READ) == b"right"
+
+
+def test_a_silent_device_is_an_error_that_says_what_was_tried():
+    link = linked(silent)
+    with pytest.raises(DeviceError, match=r"did not answer RUN within 0\.02 s, asked 8 times.*up"):
+        link.request(Kind.RUN)
+    assert len(link.transport.asked) == 8
+
+
+def test_a_device_that_only_makes_noise_is_an_error():
+    link = linked(lambda _frame: b"\xa7\x00noise" * 20)
+    with pytest.raises(DeviceError, match="did not answer HELLO"):
+        link.request(Kind.HELLO)
+
+
+def test_a_time_out_can_be_given_for_one_request():
+    link = Link(Line(silent), timeout=1e6, attempts=2)
+    with pytest.raises(DeviceError, match=r"within 0\.01 s"):
+        link.request(Kind.RUN, timeout=0.01)
+
+
+def test_a_fault_is_reported_whatever_its_number():
+    registers = struct.pack("<III", 0x1234, 0xFFFFFFF9, 0x82000000)
+    link = linked(lambda _frame: encode(Frame(Kind.FAULT, 0, registers)))
+    with pytest.raises(Fault, match=r"pc 0x00001234, lr 0xfffffff9, status 0x82000000") as caught:
+        link.request(Kind.RUN)
+    assert (caught.value.pc, caught.value.lr) == (0x1234, 0xFFFFFFF9)
+    assert isinstance(caught.value, DeviceError)
+
+
+def test_a_fault_frame_of_another_length_is_ignored():
+    link = linked(by_turns(lambda frame: encode(Frame(Kind.FAULT, 0, b"x")) + right(frame)))
+    assert link.request(Kind.RUN) == b"right"
+
+
+def refuse(code: bytes) -> Callable[[Frame], bytes]:
+    return lambda frame: encode(Frame(Kind.ERROR, frame.sequence, code))
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (b"\1", "malformed request"),
+        (b"\2", "address outside the buffer"),
+        (b"\x63", "error 99"),
+        (b"", "error 0"),
+    ],
+)
+def test_a_refusal_is_an_error_at_once(code, told):
+    link = linked(refuse(code))
+    with pytest.raises(DeviceError, match=f"the device refused WRITE: {told}"):
+        link.request(Kind.WRITE)
+    assert link.retries == 0
+
+
+def test_a_damaged_input_is_told_apart():
+    with pytest.raises(DamagedInput):
+        linked(refuse(b"\3")).request(Kind.RUN)
+
+
+def test_a_refusal_of_an_earlier_request_is_ignored():
+    stale = encode(Frame(Kind.ERROR, 0, b"\1"))
+    assert linked(lambda frame: stale + right(frame)).request(Kind.RUN) == b"right"
+
+
+# -- requests --------------------------------------------------------------------------------
+
+
+def greeting(version: int, inputs: list[int], outputs: list[int]) -> bytes:
+    sizes = struct.pack(f"<{len(inputs) + len(outputs)}I", *inputs, *outputs)
+    return bytes([version]) + b"digest!!" + bytes([len(inputs), len(outputs)]) + sizes
+
+
+def test_a_greeting_tells_digest_and_sizes():
+    payload = greeting(protocol.VERSION, [3136, 4], [40])
+    found = protocol.greet(linked(lambda frame: reply(frame, payload)))
+    assert found == protocol.Greeting(b"digest!!", (3136, 4), (40,))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        greeting(protocol.VERSION + 1, [4], [4]),
+        greeting(protocol.VERSION, [4], [4])[:10],
+        greeting(protocol.VERSION, [4], [4])[:-1],
+        greeting(protocol.VERSION, [4], [4]) + b"\0",
+    ],
+    ids=["empty", "newer", "cut", "a size cut", "too long"],
+)
+def test_a_greeting_of_another_protocol_is_refused(payload):
+    with pytest.raises(DeviceError, match=r"speaks protocol .*: build it again"):
+        protocol.greet(linked(lambda frame: reply(frame, payload)))
+
+
+@pytest.mark.parametrize("size", [0, 1, 251, 252, 1000])
+def test_an_input_is_written_in_pieces(size):
+    memory = bytearray(b"\xee" * size)
+    data = bytes(i % 251 for i in range(size))
+
+    def store(frame: Frame) -> bytes:
+        index, offset = struct.unpack_from("<BI", frame.payload)
+        piece = frame.payload[5:]
+        assert index == 3 and len(frame.payload) <= protocol.MAX_PAYLOAD
+        memory[offset : offset + len(piece)] = piece
+        return reply(frame)
+
+    protocol.write_input(linked(store), 3, data)
+    assert memory == data
+
+
+@pytest.mark.parametrize("size", [0, 1, 256, 257, 1000])
+def test_an_output_is_read_in_pieces_and_checked(size):
+    data = bytes(i % 253 for i in range(size))
+
+    def fetch(frame: Frame) -> bytes:
+        index, offset, count = struct.unpack("<BIH", frame.payload)
+        assert index == 2
+        return reply(frame, data[offset : offset + count])
+
+    assert protocol.read_output(linked(fetch), 2, size, zlib.crc32(data)) == data
+
+
+@pytest.mark.parametrize("data", [b"1235", b"123", b"12345", b""])
+def test_an_output_that_differs_from_its_crc_is_refused(data):
+    link = linked(lambda frame: reply(frame, data))
+    with pytest.raises(DeviceError, match="output 0 does not match its CRC"):
+        protocol.read_output(link, 0, 4, zlib.crc32(b"1234"))
+
+
+def test_a_run_sends_the_inputs_crcs_and_returns_ticks_and_the_outputs_crcs():
+    payload = struct.pack("<QII", 2**40 + 3, 11, 12)
+    link = linked(lambda frame: reply(frame, payload))
+    assert protocol.run(link, [b"one", b"two"], 2, 0.02) == (2**40 + 3, [11, 12])
+    crcs = struct.pack("<II", zlib.crc32(b"one"), zlib.crc32(b"two"))
+    assert link.transport.asked[0].payload == crcs
+
+
+def test_a_run_answered_for_other_outputs_is_refused():
+    link = linked(lambda frame: reply(frame, struct.pack("<QI", 1, 11)))
+    with pytest.raises(DeviceError, match="answered RUN with 12 bytes: expected 16"):
+        protocol.run(link, [b""], 2, 0.02)
