@@ -119,11 +119,12 @@ class TiledTensor:
     p: int
 
     def __post_init__(self) -> None:
-        shape = tuple(int(extent) for extent in self.shape)
-        if not shape or any(extent <= 0 for extent in shape):
+        shape = tuple(self.shape)
+        if not shape or not all(_is_count(extent) for extent in shape):
             raise FormatError(f"shape {shape} is not that of a weight: give positive extents")
-        if isinstance(self.p, bool) or int(self.p) != self.p or self.p < 1:
+        if not _is_count(self.p):
             raise FormatError(f"p = {self.p!r}: expected a whole number of at least 1")
+        shape = tuple(int(extent) for extent in shape)
         elements = math.prod(shape)
         if elements % self.p:
             raise FormatError(
@@ -214,7 +215,9 @@ class TiledTensor:
         """Find the tile of a dense array that is tiled exactly.
 
         Exactly means: signs repeat to the letter, and magnitudes are constant in each use of the
-        tile up to float rounding. Where alpha is zero signs do not matter.
+        tile up to float rounding. Where alpha is zero signs do not matter. Alphas are not
+        negative, as in the paper; only where no such tiling exists are tiles of two and more bits
+        tried with alphas of both signs.
 
         Parameters
         ----------
@@ -240,10 +243,15 @@ class TiledTensor:
             raise FormatError(f"array of shape {array.shape} is not a weight")
         if rtol is None:
             rtol = 4 * max(np.finfo(array.dtype).eps, np.finfo(np.float32).eps)
-        found = _exact_tilings(array, float(rtol))
-        if minimise == "tile":
-            return next(found, None)
-        return min(found, key=lambda tiled: tiled.nbytes, default=None)
+        for signed in (False, True):
+            found = _exact_tilings(array, float(rtol), signed)
+            if minimise == "tile":
+                best = next(found, None)
+            else:
+                best = min(found, key=lambda tiled: tiled.nbytes, default=None)
+            if best is not None:
+                return best
+        return None
 
     # -- content ----------------------------------------------------------------------------
 
@@ -325,6 +333,11 @@ def largest_divisor(number: int, limit: int) -> int:
     return max(d for d in _divisors(number) if d <= max(1, limit))
 
 
+def _is_count(value) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1
+
+
 def _divisors(number: int) -> list[int]:
     """All divisors in ascending order."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
@@ -337,8 +350,12 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _exact_tilings(array: np.ndarray, rtol: float) -> Iterator[TiledTensor]:
-    """Every way the array is tiled, by ascending tile length."""
+def _exact_tilings(array: np.ndarray, rtol: float, signed: bool) -> Iterator[TiledTensor]:
+    """Every way the array is tiled, by ascending tile length.
+
+    Signed alphas are meant to be a last resort: with them every array is "tiled" by single bits,
+    so those are left out.
+    """
     flat = np.ascontiguousarray(array).reshape(-1)
     if not np.isfinite(flat).all():
         return
@@ -354,24 +371,39 @@ def _exact_tilings(array: np.ndarray, rtol: float) -> Iterator[TiledTensor]:
         low, high = blocks.min(axis=1), blocks.max(axis=1)
         if (high.astype(np.float64) - low > rtol * high.astype(np.float64)).any():
             continue
-        signs = _common_signs(flat.reshape(-1, length), high > 0)
-        if signs is None:
+        if signed and length == 1:
+            continue
+        signs, negative = _common_signs(flat.reshape(-1, length), high > 0)
+        if signs is None or (negative.any() and not signed):
             continue
         # The median is one of the values, so an exact alpha survives exactly.
-        alphas = _middle(blocks).astype(np.float32)
+        with np.errstate(over="ignore"):
+            alphas = _middle(blocks).astype(np.float32)
         if not np.isfinite(alphas).all():
             continue
+        alphas = np.where(negative, -alphas, alphas)
         if float(alphas.max()) - float(alphas.min()) <= rtol * float(alphas.max()):
             alphas = np.sort(alphas)[alphas.size // 2 : alphas.size // 2 + 1]
         yield TiledTensor.from_signs(signs, alphas, array.shape)
 
 
-def _common_signs(blocks: np.ndarray, used: np.ndarray) -> np.ndarray | None:
-    """The signs all used blocks share, as booleans, or None where they differ."""
+def _common_signs(blocks: np.ndarray, used: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+    """The signs that all used blocks share up to a sign of their own.
+
+    Returns
+    -------
+    numpy.ndarray or None
+        Booleans, a block long; None where blocks differ in more than one sign for all.
+    numpy.ndarray
+        Booleans, one a block: whether the block has the opposite signs.
+    """
+    negative = np.zeros(blocks.shape[0], dtype=bool)
     if not used.any():
-        return np.zeros(blocks.shape[1], dtype=bool)
+        return np.zeros(blocks.shape[1], dtype=bool), negative
     signs = blocks[used] > 0
-    return signs[0] if (signs == signs[0]).all() else None
+    negative[used] = signs[:, 0] != signs[0, 0]
+    same = ((signs ^ negative[used][:, None]) == signs[0]).all()
+    return (signs[0] if same else None), negative
 
 
 def _middle(blocks: np.ndarray) -> np.ndarray:

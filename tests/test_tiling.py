@@ -406,3 +406,24 @@ def test_an_array_that_is_not_finite_holds_no_tile(value):
 def test_from_dense_refuses_what_is_no_weight(array, says):
     with pytest.raises(FormatError, match=says):
         TiledTensor.from_dense(array)
+
+
+# -- alphas of both signs ---------------------------------------------------------------------
+
+
+def test_a_tile_used_with_negative_alphas_is_found():
+    rng = np.random.default_rng(0)
+    tiled = TiledTensor.from_signs(rng.choice([-1, 1], 24), [0.5, -2.0, 0.25, -1.0], (8, 12))
+    found = TiledTensor.from_dense(tiled.expand())
+    assert found.q == 24
+    np.testing.assert_array_equal(found.expand(), tiled.expand())
+
+
+def test_random_weights_are_not_called_tiled_for_the_sake_of_signed_alphas():
+    assert TiledTensor.from_dense(np.random.default_rng(0).normal(size=(6, 8))) is None
+
+
+@pytest.mark.parametrize(("shape", "p"), [((2.5, 4), 2), ((2, 4), None), ((2, 4), float("nan"))])
+def test_sizes_that_are_no_whole_numbers_are_refused(shape, p):
+    with pytest.raises(FormatError):
+        TiledTensor(np.zeros(1, "uint8"), np.ones(1, "float32"), shape, p)

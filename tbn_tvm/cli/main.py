@@ -52,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
             from tbn_tvm._tvm import check_pair
 
             check_pair()
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        # Here a reader that has left can still be told from a failure; at exit it cannot.
+        sys.stdout.flush()
+        return status
     except TbnError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

@@ -81,7 +81,7 @@ class ModelSource:
                     for constant in program.constants
                 ],
                 uses_infinity=any("inff" in kernel.body for kernel in program.kernels),
-            arena_bytes=plan.nbytes,
+                arena_bytes=plan.nbytes,
                 arena_map=sorted(
                     ((plan.offsets[buffer.name], buffer) for buffer in program.buffers),
                     key=lambda entry: (entry[0], entry[1].first),

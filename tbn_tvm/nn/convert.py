@@ -178,6 +178,9 @@ def _rewire(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
             # Its fused inference path reads the dense weights of its children past their forward;
             # this attribute is what tells it that no fused activation applies.
             parent.activation_relu_or_gelu = 0
+        if isinstance(parent, nn.TransformerEncoder):
+            # Only that path understands the nested tensors a padding mask would make.
+            parent.use_nested_tensor = False
         for name, child in list(parent._modules.items()):
             if child in replacements:
                 setattr(parent, name, replacements[child])

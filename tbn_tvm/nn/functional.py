@@ -65,6 +65,8 @@ def sign_and_tile(scores: Tensor, p: int, gradient: Gradient = "identity") -> Te
         ``exact`` the sum over the ``p`` copies that it takes part in. Both pass the sign straight
         through.
     """
+    if gradient not in ("identity", "exact"):
+        raise ValueError(f"gradient={gradient!r}: expected identity or exact")
     return _SignAndTile.apply(scores, p, gradient == "exact")
 
 

@@ -95,6 +95,28 @@ class TiledLayer(nn.Module):
         if bias is not None:
             self.bias.copy_(bias)
 
+    @torch.no_grad()
+    def load_tiled_tensor(self, tiled: TiledTensor) -> None:
+        """Start from stored bits and alphas: :meth:`tiled_tensor` then gives them back.
+
+        Raises
+        ------
+        ValueError
+            Where shape, ``p`` or the number of alphas differ, an alpha is negative (alphas are
+            means of magnitudes), or alphas come from the scores.
+        """
+        count = self.p if self.alpha == "tile" else 1
+        if (tiled.shape, tiled.p) != (self.shape, self.p) or tiled.alphas.size != count:
+            raise ValueError(f"{tiled!r} does not fit a layer with {self.extra_repr()}")
+        if (tiled.alphas < 0).any():
+            raise ValueError("a trainable layer's alphas are means of magnitudes: none is negative")
+        if self.magnitudes is None:
+            raise ValueError("a layer whose alphas come from its scores cannot take other alphas")
+        signs = torch.from_numpy(tiled.signs()).to(self.scores)
+        self.scores.copy_(signs.repeat(self.p).reshape(self.shape))
+        alphas = torch.from_numpy(tiled.alphas.copy()).to(self.scores).expand(self.p)
+        self.magnitudes.copy_(alphas.repeat_interleave(tiled.q).reshape(self.shape))
+
     @property
     def _alpha_source(self) -> Tensor:
         return self.scores if self.magnitudes is None else self.magnitudes
@@ -110,7 +132,8 @@ class TiledLayer(nn.Module):
         """The stored form of the weight in effect."""
         return TiledTensor.from_signs(
             tile_signs(self.scores, self.p).float().cpu().numpy(),
-            block_alphas(self._alpha_source, self.p, self.alpha).float().cpu().numpy(),
+            # In float64, where the mean of equal values is that value.
+            block_alphas(self._alpha_source.double(), self.p, self.alpha).float().cpu().numpy(),
             self.shape,
         )
 

@@ -22,7 +22,7 @@ from tbn_tvm.nn import TiledLinear, freeze
 
 FAILURE, USAGE = 1, 2
 BOARD = "mps2-an386"
-FACTORIES = '''
+FACTORIES = """
 import torch
 
 
@@ -57,7 +57,7 @@ def fourier():
 
 
 number = 7
-'''
+"""
 
 
 def export(model: torch.nn.Module) -> torch.export.ExportedProgram:
@@ -225,7 +225,7 @@ TARGETS = [
     ("toaster", "unknown target 'toaster': expected llvm, host, mps2-an386"),
     ("''", "unknown target ''"),
     ("[]", "unknown target"),
-    ('\'{"kind": \'', "is not valid JSON"),
+    ("'{\"kind\": '", "is not valid JSON"),
     ('\'{"kind": "cuda"}\'', "target kind 'cuda': expected llvm or a board's name"),
     ('\'{"kind": "toaster"}\'', "target kind 'toaster'"),
     ("'{}'", "target kind None"),
@@ -447,7 +447,8 @@ def test_a_malformed_command_line_is_a_usage_error(cwd, capfd, command):
 
 def run_process(*arguments: str, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "tbn_tvm.cli.main", *arguments]
-    options = {"stdout": subprocess.PIPE, "timeout": 120, **options}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    options = {"stdout": subprocess.PIPE, "timeout": 120, "env": environment, **options}
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, **options)
 
 

@@ -209,7 +209,7 @@ def test_the_last_bytes_of_a_buffer_are_within_it(link):
 
 def test_a_line_that_loses_doubles_and_changes_bytes_gives_the_right_outputs(program):
     server = Server(program, damage=0.002)
-    link = Link(server, timeout=0.05, attempts=20)
+    link = Link(server, timeout=0.05, attempts=50)
     try:
         for seed in range(20):
             assert infer(link, data(seed)) == (seed + 1, expected(data(seed)))

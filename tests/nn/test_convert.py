@@ -262,12 +262,30 @@ def test_a_converted_cnn_keeps_its_outputs_when_frozen(single_thread):
     torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
 
 
-def test_a_transformer_block_keeps_its_outputs_on_pytorchs_fast_path(single_thread):
-    # In eval mode without gradients the block reads its linear layers' weights, not forward().
-    block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True).eval()
+# In eval mode without gradients PyTorch's transformer blocks would read their linear layers'
+# dense weights and never call them.
+
+
+def test_a_transformer_block_calls_its_tiled_layers_when_it_only_infers(monkeypatch):
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     tile_model(block, 4, min_size=0)
-    x = torch.randn(2, 5, 16)
-    slow = block(x)
+    freeze(block)
+    # Not a hook: PyTorch takes the ordinary path wherever there is one.
+    called, forward = [], FrozenTiledLinear.forward
+    monkeypatch.setattr(
+        FrozenTiledLinear, "forward", lambda self, x: called.append(self) or forward(self, x)
+    )
     with torch.no_grad():
-        torch.testing.assert_close(block(x), slow)
-        torch.testing.assert_close(freeze(block)(x), slow)
+        block(torch.randn(2, 5, 16))
+    assert called == [block.linear1, block.linear2]
+
+
+def test_a_transformer_with_a_padding_mask_keeps_its_outputs(single_thread):
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.TransformerEncoder(block, 2).eval()
+    tile_model(model, 4, min_size=0)
+    x, padding = torch.randn(2, 5, 16), torch.arange(5) >= torch.tensor([[4], [3]])
+    expected = model(x, src_key_padding_mask=padding)
+    with torch.no_grad():
+        actual = freeze(model)(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(actual[~padding], expected[~padding])

@@ -161,7 +161,11 @@ def test_layers_of_any_float_dtype_freeze(dtype):
     frozen, x = layer.frozen(), torch.randn(3, 12, dtype=dtype)
     assert frozen(x).dtype == dtype
     torch.testing.assert_close(frozen(x), layer(x), rtol=1e-6, atol=1e-6)
-    assert frozen.to(dtype).tiled_tensor() == layer.tiled_tensor()
+    stored, kept = layer.tiled_tensor(), frozen.to(dtype).tiled_tensor()
+    assert (kept.shape, kept.p) == (stored.shape, stored.p)
+    np.testing.assert_array_equal(kept.tile, stored.tile)
+    # Alphas are stored in float32; casting the module rounds them to its dtype.
+    np.testing.assert_allclose(kept.alphas, stored.alphas, rtol=float(torch.finfo(dtype).eps))
 
 
 @pytest.mark.parametrize(
@@ -245,3 +249,25 @@ def test_training_recovers_a_tiled_teacher(alpha_from, gradient):
         losses.append(loss.item())
     assert losses[-1] < 0.01 * losses[0]
     assert torch.equal(student.frozen().tile, teacher.frozen().tile)
+
+
+# -- stored bits back into a trainable layer --------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", ["tile", "layer"])
+def test_a_layer_that_loads_a_tiled_tensor_gives_it_back_exactly(alpha):
+    torch.manual_seed(0)
+    source = TiledLinear(24, 16, p=4, alpha=alpha)
+    target = TiledLinear(24, 16, p=4, alpha=alpha)
+    target.load_tiled_tensor(source.tiled_tensor())
+    assert target.tiled_tensor() == source.tiled_tensor()
+
+
+def test_a_tiled_tensor_that_does_not_fit_is_refused():
+    tiled = TiledLinear(24, 16, p=4).tiled_tensor()
+    with pytest.raises(ValueError, match="does not fit"):
+        TiledLinear(24, 16, p=2).load_tiled_tensor(tiled)
+    with pytest.raises(ValueError, match="does not fit"):
+        TiledLinear(24, 16, p=4, alpha="layer").load_tiled_tensor(tiled)
+    with pytest.raises(ValueError, match="scores"):
+        TiledLinear(24, 16, p=4, alpha_from="scores").load_tiled_tensor(tiled)
