@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tbn_tvm._tvm import installed
 from tbn_tvm.errors import ArtifactError, UsageError
 from tbn_tvm.signature import Signature, TensorSpec
 
@@ -98,6 +99,7 @@ class Artifact:
         from tbn_tvm._tvm import check_pair
 
         check_pair()
+        self._check_versions()
         with tempfile.TemporaryDirectory(prefix="tbn_tvm_") as folder:
             path = Path(folder) / _LIBRARY
             path.write_bytes(self.library)
@@ -107,6 +109,16 @@ class Artifact:
         machine = relax.VirtualMachine(module, device)
         constants = [tvm.runtime.tensor(array, device) for array in self.constants]
         return machine["main"], constants
+
+    def _check_versions(self) -> None:
+        """The library calls into TVM: another version's may lay its data out differently."""
+        for key, distribution in (("tvm", "apache-tvm"), ("tvm_ffi", "apache-tvm-ffi")):
+            compiled, present = self.versions.get(key), installed(distribution)
+            if compiled != present:
+                raise ArtifactError(
+                    f"{self.name} was compiled with {distribution} {compiled}, and {present} is "
+                    "installed: compile the model again, or install that version"
+                )
 
     # -- file -------------------------------------------------------------------------------
 

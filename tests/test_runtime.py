@@ -280,3 +280,10 @@ def test_a_manifest_with_the_right_hash_must_still_make_sense(path, saved, chang
     path.write_bytes(with_manifest(saved, changes, rehash=True))
     with pytest.raises(ArtifactError):
         Artifact.load(path)
+
+
+@pytest.mark.parametrize("part", ["tvm", "tvm_ffi"])
+def test_an_artifact_of_another_tvm_is_read_but_not_run(artifact, part):
+    other = replace(artifact, versions={**artifact.versions, part: "0.1.2"})
+    with pytest.raises(ArtifactError, match=r"compiled with .* 0\.1\.2, and .* is installed"):
+        other.run(batch(1))

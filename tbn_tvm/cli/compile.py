@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     name = compiler.c_identifier(args.name) if args.name else compiler.default_name(args.model)
     if args.dump_ir and Path(args.dump_ir).is_file():
         raise UsageError(f"--dump-ir {args.dump_ir}: is a file, expected a folder")
+    _check_output(args.output, isinstance(target, dict))
     tell = _progress() if not args.json else None
     compiled = compiler.compile(
         args.model,
@@ -87,6 +88,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_table(f"{name} for {args.target}", ("", ""), lines)
     return 0
+
+
+def _check_output(output: str | None, is_file: bool) -> None:
+    """Told now rather than when a compilation of minutes is done."""
+    if output is None:
+        return
+    from tbn_tvm.micro.project import check_destination
+
+    if not is_file:
+        check_destination(Path(output))
+    elif Path(output).is_dir():
+        raise UsageError(f"-o {output}: is a folder; an artifact is a file")
 
 
 def _progress():

@@ -118,6 +118,7 @@ def save_outputs(path: str, outputs: dict[str, np.ndarray]) -> None:
     import numpy as np
 
     target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     try:
         with partial.open("wb") as file:

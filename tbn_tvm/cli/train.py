@@ -31,6 +31,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int)
     parser.add_argument("--p", type=_positive, help="compression factor (default 4)")
+    parser.add_argument(
+        "--polish-sweeps",
+        type=_count,
+        help="sweeps of coordinate descent over the bits after training (default 60; 0 for none)",
+    )
     parser.add_argument("--log", metavar="FILE", help="write loss and accuracy by epoch as JSON")
     add_json_flag(parser)
     parser.set_defaults(run=run, needs_tvm=False)
@@ -58,26 +63,27 @@ def run(args: argparse.Namespace) -> int:
         learning_rate=args.learning_rate,
         seed=args.seed,
         p=args.p,
+        polish_sweeps=args.polish_sweeps,
     )
     checkpoint = output.with_name(output.name + ".checkpoint")
     columns = (
-        TextColumn("epoch {task.completed:.0f}/{task.total:.0f}"),
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
         BarColumn(),
         TextColumn("{task.description}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting", total=recipe.epochs)
+        task = bar.add_task("starting", total=recipe.epochs + recipe.polish_sweeps)
 
         def report(progress: mnist_mlp.Progress) -> None:
-            text = f"loss {progress.loss:.4f}  test {progress.test_accuracy:.2%}"
-            bar.update(task, completed=progress.epoch, description=text)
+            text = f"{progress.phase}  loss {progress.loss:.4f}  test {progress.test_accuracy:.2%}"
+            bar.update(task, completed=progress.step, total=progress.steps, description=text)
 
         model, log = mnist_mlp.train(digits, recipe, checkpoint, report)
     mnist_mlp.export(model, output)
     if args.log:
         Path(args.log).write_text(
-            json.dumps({"recipe": mnist_mlp.recipe_fields(recipe), "epochs": log}, indent=1)
+            json.dumps({"recipe": mnist_mlp.recipe_fields(recipe), "steps": log}, indent=1)
         )
     accuracy = mnist_mlp.evaluate(model, digits)
     checkpoint.unlink(missing_ok=True)
@@ -98,4 +104,11 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}: expected at least 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value}: expected 0 or more")
     return value

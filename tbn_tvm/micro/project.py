@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tbn_tvm.errors import ArtifactError, FitError, UsageError
+from tbn_tvm.errors import ArtifactError, FitError, TbnError, UsageError
 from tbn_tvm.runtime import content_hash
 from tbn_tvm.signature import Signature, TensorSpec
 from tbn_tvm.targets import FOLDER as TARGETS
@@ -24,6 +24,9 @@ SCHEMA = 1
 """Version of the folder's layout and metadata."""
 
 METADATA = "metadata.json"
+MAX_TENSORS = 60
+"""Inputs and outputs together whose sizes fit a frame of the device's protocol."""
+
 _DEVICE = Path(__file__).resolve().parent / "device"
 
 
@@ -69,12 +72,7 @@ class Project:
             Where the folder holds something else.
         """
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(f"{folder}: is a file; a project is a folder")
-        if folder.is_dir() and any(folder.iterdir()) and not _is_project(folder):
-            raise UsageError(
-                f"{folder}: is not empty and holds no tbn-tvm project; choose another folder"
-            )
+        check_destination(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tbn-"))
         try:
@@ -161,6 +159,22 @@ class Project:
         )
 
 
+def check_destination(folder: Path) -> None:
+    """Refuse a folder that a project must not replace.
+
+    Raises
+    ------
+    UsageError
+        Where it is a file, or holds something other than a project.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; a project is a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not _is_project(folder):
+        raise UsageError(
+            f"{folder}: is not empty and holds no tbn-tvm project; choose another folder"
+        )
+
+
 def create_project(model: Imported, board: Board, *, dump_ir: Path | None = None) -> Project:
     """Lower a model and generate its project.
 
@@ -179,6 +193,12 @@ def create_project(model: Imported, board: Board, *, dump_ir: Path | None = None
     from tbn_tvm.micro.planner import plan_arena
     from tbn_tvm.micro.program import extract_program
 
+    tensors = len(model.signature.inputs) + len(model.signature.outputs)
+    if tensors > MAX_TENSORS:
+        raise TbnError(
+            f"the model has {tensors} inputs and outputs: the device's protocol has room for "
+            f"{MAX_TENSORS}"
+        )
     target = tvm.target.Target({"kind": "c"})
     mod = pipeline.run(model.mod, pipeline.cortex_m_phases(), target, dump_ir)
     program = extract_program(mod, model.name)

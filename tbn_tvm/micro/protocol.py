@@ -116,7 +116,7 @@ class Link:
     transport : Transport
         Carries bytes.
     timeout : float
-        Seconds to wait for a reply before asking again.
+        The interval: seconds to wait for a reply before asking again.
     attempts : int
         How often to ask.
     """
@@ -130,6 +130,16 @@ class Link:
     def request(self, kind: Kind, payload: bytes = b"", timeout: float | None = None) -> bytes:
         """Ask, and return the reply's payload.
 
+        Parameters
+        ----------
+        kind : Kind
+            What to ask.
+        payload : bytes
+            With what.
+        timeout : float, optional
+            Seconds until the device is given up, by default ``attempts`` intervals; within them
+            the request is repeated every interval.
+
         Raises
         ------
         DeviceError
@@ -141,20 +151,22 @@ class Link:
         """
         self._sequence = (self._sequence + 1) & 0xFF
         frame = encode(Frame(kind, self._sequence, payload))
-        wait = self.timeout if timeout is None else timeout
-        for attempt in range(self.attempts):
-            if attempt:
+        limit = self.timeout * self.attempts if timeout is None else timeout
+        asked, end = 0, time.monotonic() + limit
+        while asked == 0 or time.monotonic() < end:
+            if asked:
                 self.retries += 1
                 # Noise may have looked like the start of a frame, and the reply like its payload.
                 self._decoder = Decoder()
                 # Completes whatever frame the device may still be waiting for, with garbage.
                 self.transport.write(bytes(HEADER.size + MAX_PAYLOAD + CRC.size))
             self.transport.write(frame)
-            reply = self._await(kind, time.monotonic() + wait)
+            asked += 1
+            reply = self._await(kind, min(time.monotonic() + self.timeout, end))
             if reply is not None:
                 return reply
         raise DeviceError(
-            f"the device did not answer {kind.name} within {wait:g} s, asked {self.attempts} times"
+            f"the device did not answer {kind.name} within {limit:g} s, asked {asked} times"
             f"{self.transport.diagnosis()}"
         )
 

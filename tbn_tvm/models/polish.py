@@ -135,7 +135,10 @@ class Polisher:
 
         with torch.enable_grad():
             optimiser.step(closure)
-        alphas, scale = (parameter.detach() for parameter in parameters)
+        fitted = [parameter.detach() for parameter in parameters]
+        if all(bool((value > 0).all()) for value in fitted):
+            # Only then does ReLU commute with them, and do they fit the format.
+            alphas, scale = fitted
         return alphas, scale, self._loss(hidden @ _readout(outs, alphas, scale).T)
 
     def _error(self, logits: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -224,14 +225,15 @@ def data(tmp_path_factory) -> Path:
 
 def test_a_trained_model_loads_and_compiles(data, tmp_path, capsys):
     model, log = tmp_path / "model.pt2", tmp_path / "log.json"
-    settings = "--epochs", "2", "--batch-size", "10", "--seed", "3", "--log", str(log)
+    settings = "--epochs", "2", "--batch-size", "10", "--seed", "3", "--polish-sweeps", "1"
     arguments = "train", "mnist-mlp", "--data", str(data), "-o", str(model), *settings
+    arguments = *arguments, "--log", str(log)
     report = json.loads(succeed(capsys, *arguments, "--json"))
     assert report["test_accuracy"] > 0.9
     assert report["recipe"]["epochs"] == 2 and report["recipe"]["seed"] == 3
-    epochs = json.loads(log.read_text())["epochs"]
-    assert [row["epoch"] for row in epochs] == [1, 2]
-    assert epochs[1]["test_accuracy"] == report["test_accuracy"]
+    steps = json.loads(log.read_text())["steps"]
+    assert [row["phase"] for row in steps] == ["epoch", "epoch", "sweep"]
+    assert steps[-1]["test_accuracy"] == report["test_accuracy"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.json", "model.pt2"]
     digits = load_digits(data)
     scores = tbn_tvm.compile(model).run(digits.test_images.numpy())
@@ -247,19 +249,16 @@ def interrupt(_progress) -> None:
     raise Interrupted
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "paper"])
-def test_an_interrupted_run_ends_with_the_same_weights(data, tmp_path, schedule):
+@pytest.mark.parametrize("settings", [{"polish_sweeps": 3}, {"schedule": "paper"}], ids=repr)
+def test_a_run_interrupted_after_every_step_ends_with_the_same_weights(data, tmp_path, settings):
     digits = load_digits(data)
-    recipe = mnist_mlp.recipe(schedule=schedule, epochs=3, batch_size=64)
+    recipe = mnist_mlp.recipe(epochs=3, batch_size=100, **settings)
     whole, log = mnist_mlp.train(digits, recipe, tmp_path / "whole")
-    epochs = []
-    for _ in range(2):
+    assert len(log) >= 3
+    for _ in log[1:]:
         with pytest.raises(Interrupted):
             mnist_mlp.train(digits, recipe, tmp_path / "cut", interrupt)
-    cut, cut_log = mnist_mlp.train(
-        digits, recipe, tmp_path / "cut", lambda progress: epochs.append(progress.epoch)
-    )
-    assert epochs == [3]
+    cut, cut_log = mnist_mlp.train(digits, recipe, tmp_path / "cut")
     assert cut_log == log
     assert cut.state_dict().keys() == whole.state_dict().keys()
     for name, value in whole.state_dict().items():
@@ -269,7 +268,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(data, tmp_path, schedule)
 def test_other_seeds_end_with_other_weights(data, tmp_path):
     digits = load_digits(data)
     first, second = (
-        mnist_mlp.train(digits, mnist_mlp.recipe(epochs=1, seed=seed), tmp_path / f"{seed}")[0]
+        mnist_mlp.train(
+            digits, mnist_mlp.recipe(epochs=1, polish_sweeps=0, seed=seed), tmp_path / f"{seed}"
+        )[0]
         for seed in (0, 1)
     )
     assert not torch.equal(first.fc1.scores, second.fc1.scores)
@@ -277,12 +278,14 @@ def test_other_seeds_end_with_other_weights(data, tmp_path):
 
 def test_a_run_with_other_settings_is_not_resumed(data, tmp_path, capsys):
     checkpoint = tmp_path / "model.pt2.checkpoint"
+    digits, recipe = load_digits(data), mnist_mlp.recipe(epochs=2, polish_sweeps=0)
     with pytest.raises(Interrupted):
-        mnist_mlp.train(load_digits(data), mnist_mlp.recipe(epochs=2), checkpoint, interrupt)
+        mnist_mlp.train(digits, recipe, checkpoint, interrupt)
     kept = checkpoint.read_bytes()
     with pytest.raises(UsageError, match=r"other settings \(seed\)"):
-        mnist_mlp.train(load_digits(data), mnist_mlp.recipe(epochs=2, seed=1), checkpoint)
+        mnist_mlp.train(digits, replace(recipe, seed=1), checkpoint)
     arguments = "train", "mnist-mlp", "--data", str(data), "-o", str(tmp_path / "model.pt2")
+    arguments = *arguments, "--polish-sweeps", "0"
     assert main([*arguments, "--epochs", "3", "--p", "2"]) == 2
     err = capsys.readouterr().err
     assert "tbn-tvm: error: " in err

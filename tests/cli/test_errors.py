@@ -222,7 +222,7 @@ def test_what_is_no_model_cannot_be_inspected(cwd, capfd, model):
 
 
 TARGETS = [
-    ("toaster", "unknown target 'toaster': expected llvm, host, mps2-an386"),
+    ("toaster", "unknown target 'toaster': expected llvm, host, .*mps2-an386"),
     ("''", "unknown target ''"),
     ("[]", "unknown target"),
     ("'{\"kind\": '", "is not valid JSON"),
@@ -313,7 +313,7 @@ def test_a_wrong_input_is_refused(cwd, capfd, file, told):
     refused(capfd, f"run tiny.tbn --input {file} --output out.npz", FAILURE, told)
 
 
-@pytest.mark.parametrize("output", ["full", "no_such_folder/out.npz", "text.pt2/out.npz"])
+@pytest.mark.parametrize("output", ["full", "text.pt2/out.npz"])
 def test_an_output_that_cannot_be_written_is_refused(cwd, capfd, output):
     refused(capfd, f"run tiny.tbn --input x.npy --output {output}", FAILURE, output.split("/")[0])
 
@@ -432,6 +432,7 @@ def test_settings_that_cannot_be_are_refused(cwd, capfd, monkeypatch, option, to
         "micro run project --input x.npy --timeout nan",
         "train cifar --data full -o out.pt2",
         "train mnist-mlp --data full -o out.pt2 --epochs 0",
+        "train mnist-mlp --data full -o out.pt2 --polish-sweeps -1",
         "train mnist-mlp --data full -o out.pt2 --schedule linear",
     ],
 )

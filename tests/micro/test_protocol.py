@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tbn_tvm.errors import DeviceError
@@ -61,6 +61,8 @@ def test_garbage_around_frames_is_skipped(sent, behind):
 @given(frames, frames, st.data())
 def test_a_truncated_frame_hides_none_behind_it(broken, whole, data):
     kept = data.draw(st.integers(0, len(encode(broken)) - 1))
+    # Otherwise the second frame's first bytes are just those that the first one lacks.
+    assume(not encode(whole).startswith(encode(broken)[kept:]))
     assert decoded(encode(broken)[:kept]) == []
     assert decoded(encode(broken)[:kept], encode(whole), FLUSH) == [whole]
 
@@ -226,7 +228,7 @@ def test_a_reply_to_another_kind_of_request_is_ignored():
 
 def test_a_silent_device_is_an_error_that_says_what_was_tried():
     link, start = linked(silent), Clock.now
-    with pytest.raises(DeviceError, match=r"did not answer RUN within 2 s, asked 8 times.*is up"):
+    with pytest.raises(DeviceError, match=r"did not answer RUN within 16 s, asked 8 times.*is up"):
         link.request(Kind.RUN)
     assert len(link.transport.asked) == 8
     assert Clock.now - start == pytest.approx(16)
@@ -241,9 +243,10 @@ def test_a_device_that_never_stops_making_noise_is_an_error_within_the_limit():
 
 def test_a_time_out_can_be_given_for_one_request():
     link, start = linked(silent), Clock.now
-    with pytest.raises(DeviceError, match=r"within 0\.25 s"):
-        link.request(Kind.RUN, timeout=0.25)
-    assert Clock.now - start == pytest.approx(2)
+    with pytest.raises(DeviceError, match=r"within 5 s, asked 3 times"):
+        link.request(Kind.RUN, timeout=5)
+    # Asked for again at the short interval: a lost request costs no more than that.
+    assert Clock.now - start == pytest.approx(5)
 
 
 def test_a_fault_is_reported_whatever_its_number():
