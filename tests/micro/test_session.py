@@ -18,6 +18,9 @@ from tbn_tvm.nn import TiledConv2d, TiledLinear, freeze
 
 pytestmark = pytest.mark.emulator
 
+TICK = load_board("mps2-an386").instructions_per_tick
+"""Instructions between two steps of the device's timer."""
+
 
 class ConvNet(torch.nn.Module):
     """Two tiled convolutions, pooling and a tiled linear layer."""
@@ -74,14 +77,14 @@ def test_a_conv_net_gives_the_same_on_pytorch_host_and_device(program, project, 
     np.testing.assert_array_equal(again, device[:1])
 
 
-def test_instruction_counts_repeat_exactly_and_sizes_come_from_the_elf(project, images):
+def test_instruction_counts_repeat_to_a_tick_and_sizes_come_from_the_elf(project, images):
     counts = []
     for _ in range(2):
         with Session(project) as session:
             session.run(images[:1])
             counts.append(session.statistics.instructions)
-    assert counts[0] == counts[1]
-    assert counts[0][0] > 0
+    assert abs(counts[0][0] - counts[1][0]) <= TICK
+    assert counts[0][0] > 100 * TICK
     report = session.build_report
     listed = subprocess.run(
         ["arm-none-eabi-size", "-A", report.elf], capture_output=True, text=True, check=True
@@ -239,4 +242,4 @@ def test_a_float_model_whose_weights_happen_to_be_tiled_compiles_to_the_same_cod
     np.testing.assert_array_equal(outputs[0], outputs[1])
     (ours, our_instructions), (theirs, their_instructions) = reports
     assert (ours.flash, ours.weights, ours.arena) == (theirs.flash, theirs.weights, theirs.arena)
-    assert our_instructions == their_instructions
+    assert abs(our_instructions[0] - their_instructions[0]) <= TICK
