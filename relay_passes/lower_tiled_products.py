@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 
 import tvm
 from tbn_tvm.relay_passes._match import constant_array
-from tbn_tvm.schedules import cortex_m, reference
-from tbn_tvm.schedules.cortex_m import lookup_dense
+from tbn_tvm.schedules import reference
+from tbn_tvm.schedules.families import DenseKernel, Family, family_of
 from tbn_tvm.schedules.rules import Workload, choose
 from tvm import relax
 from tvm import tirx as tir
@@ -18,27 +20,37 @@ from tbn_tvm import op
 _OPAQUE = 8  # relax's OpPatternKind: never fused with a neighbour
 
 
-@tvm.transform.module_pass(opt_level=0, name="LowerTiledProducts")
 class LowerTiledProducts:
-    """Lower tiled products for Cortex-M as two kernels each: dot products, then scatter.
+    """Lower tiled products as two kernels each: dot products, then scatter.
 
     The first stage is opaque to fusion and the second is elementwise, so that following
-    activations fuse into the stage that writes the outputs, and the memory planner may reuse
-    the first stage's input and scratch for the outputs.
+    activations fuse into the stage that writes the outputs, and a memory planner may reuse the
+    first stage's input and scratch for the outputs.
 
-    The tile of a chosen kernel is laid out for it here, at compile time. A product whose tile
-    is no constant, or that no rule covers, gets the reference kernel.
+    The tile of a chosen kernel is laid out for it here, at compile time. A product whose tile is
+    no constant, or that no rule covers, gets the reference kernel.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        Decides about the family of kernels.
     """
 
-    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        return _Lowerer(mod).transform()
+    def __new__(cls, target: tvm.target.Target) -> tvm.transform.Pass:
+        family = family_of(target)
+
+        @tvm.transform.module_pass(opt_level=0, name="LowerTiledProducts")
+        def lower(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+            return _Lowerer(mod, family).transform()
+
+        return lower
 
 
 @mutator
 class _Lowerer(PyExprMutator):
-    def __init__(self, mod: tvm.IRModule) -> None:
+    def __init__(self, mod: tvm.IRModule, family: Family) -> None:
         super().__init__(mod)
-        self.mod = mod
+        self.mod, self.family = mod, family
 
     def transform(self) -> tvm.IRModule:
         for name, func in self.mod.functions_items():
@@ -51,7 +63,13 @@ class _Lowerer(PyExprMutator):
         if not op.is_product(call):
             return call
         product, x = op.product_of(call), call.args[0]
-        dots = self.builder_.emit(self._dots(call, product))
+        kernel = self._kernel(call, product)
+        if kernel is not None:
+            dots = self._chosen_dots(call, product, kernel)
+        elif self.family.splits_reference:
+            dots = self.builder_.emit(self._reference_dots(call, product))
+        else:
+            return call
         dtype = str(x.ty.dtype)
         scatter = (
             reference.dense_scatter if call.op.name == op.TILED_DENSE else reference.conv_scatter
@@ -63,24 +81,47 @@ class _Lowerer(PyExprMutator):
             primfunc_name_hint=f"{_short(call)}_scatter",
         )
 
-    def _dots(self, call: relax.Call, product: reference.Product) -> relax.Call:
+    def _kernel(self, call: relax.Call, product: reference.Product) -> DenseKernel | None:
+        if constant_array(call.args[1]) is None:
+            return None
+        x = call.args[0].ty
+        batch = _extent(x.shape.values[:-1]) if call.op.name == op.TILED_DENSE else None
+        workload = Workload(
+            call.op.name,
+            product,
+            int(batch) if isinstance(batch, (int, tir.IntImm)) else None,
+            str(x.dtype),
+            self.family.features,
+        )
+        name = choose(self.family.rules, workload)
+        return None if name is None else self.family.kernels[name]
+
+    def _chosen_dots(
+        self, call: relax.Call, product: reference.Product, kernel: DenseKernel
+    ) -> relax.Expr:
+        """The chosen kernel over the input as a matrix; its result with the leading axes back."""
         x, tile = call.args[:2]
-        bits = constant_array(tile)
-        kernel = choose(cortex_m.RULES, _workload(call, product)) if bits is not None else None
-        if kernel == "lookup_dense":
-            words = relax.const(lookup_dense.column_words(bits, product))
-            func = lookup_dense.prim_func(product).with_attr("op_pattern", _OPAQUE)
-            lead = [1] * (x.ty.ndim - 1)
-            if x.ty.ndim != 2:
-                x = self.builder_.emit(relax.op.reshape(x, [1, product.geometry.n]))
-            dots = relax.call_tir(
-                self.builder_.add_func(func, "lookup_dense"),
+        lead = list(x.ty.shape.values[:-1])
+        batch = _extent(lead)
+        if len(lead) != 1:
+            x = self.builder_.emit(relax.op.reshape(x, [batch, product.geometry.n]))
+        words = relax.const(kernel.layout(constant_array(tile), product))
+        func = kernel.prim_func(
+            product, int(batch) if isinstance(batch, (int, tir.IntImm)) else None
+        )
+        rows = kernel.rows(product)
+        dots = self.builder_.emit(
+            relax.call_tir(
+                self.builder_.add_func(func.with_attr("op_pattern", _OPAQUE), "lookup_dense"),
                 [x, words],
-                relax.TensorType([1, product.unique_rows, 1], "float32"),
+                relax.TensorType([batch, rows, 1], "float32"),
             )
-            if len(lead) == 1:
-                return dots
-            return relax.op.reshape(self.builder_.emit(dots), [*lead, product.unique_rows, 1])
+        )
+        if len(lead) == 1:
+            return dots
+        return self.builder_.emit(relax.op.reshape(dots, [*lead, rows, 1]))
+
+    def _reference_dots(self, call: relax.Call, product: reference.Product) -> relax.Call:
         if call.op.name == op.TILED_DENSE:
 
             def compute(x, tile):
@@ -93,8 +134,7 @@ class _Lowerer(PyExprMutator):
 
         return self.builder_.call_te(
             compute,
-            x,
-            tile,
+            *call.args[:2],
             primfunc_name_hint=f"{_short(call)}_dots",
             primfunc_attrs={"op_pattern": _OPAQUE},
         )
@@ -104,11 +144,8 @@ def _short(call: relax.Call) -> str:
     return call.op.name.split(".")[-1]
 
 
-def _workload(call: relax.Call, product: reference.Product) -> Workload:
-    x = call.args[0].ty
-    batch = None
-    if call.op.name == op.TILED_DENSE:
-        lead = x.shape.values[:-1]
-        if all(isinstance(extent, tir.IntImm) for extent in lead):
-            batch = math.prod(int(extent) for extent in lead)
-    return Workload(call.op.name, product, batch, str(x.dtype))
+def _extent(axes):
+    """The product of extents: a number where all are, an expression otherwise."""
+    if all(isinstance(extent, (int, tir.IntImm)) for extent in axes):
+        return math.prod(int(extent) for extent in axes)
+    return functools.reduce(operator.mul, axes)

@@ -28,12 +28,15 @@ class Workload:
         Number of input vectors of a dense product; None where it is symbolic, or not dense.
     dtype : str
         Of the activations.
+    features : frozenset of str
+        CPU features of the target.
     """
 
     operator: str
     product: Product
     batch: int | None
     dtype: str
+    features: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Rule:
     alignments: tuple[Alignment, ...] | None = None
     dtypes: tuple[str, ...] | None = None
     batch: int | None = None
+    feature: str | None = None
     min_unique_rows: int = 1
     min_row_length: int = 1
 
@@ -56,6 +60,7 @@ class Rule:
             and (self.alignments is None or product.geometry.alignment in self.alignments)
             and (self.dtypes is None or workload.dtype in self.dtypes)
             and (self.batch is None or workload.batch == self.batch)
+            and (self.feature is None or self.feature in workload.features)
             and product.unique_rows >= self.min_unique_rows
             and product.geometry.n >= self.min_row_length
         )

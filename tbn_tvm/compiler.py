@@ -228,7 +228,7 @@ def _compile_host(model: Imported, target: dict, dump_ir: Path | None, tell) -> 
     from tbn_tvm.runtime import Artifact
 
     tvm_target = tvm.target.Target(target)
-    mod = pipeline.run(model.mod, pipeline.host_phases(), tvm_target, dump_ir)
+    mod = pipeline.run(model.mod, pipeline.host_phases(tvm_target), tvm_target, dump_ir)
     mod, constants = lift_constants(mod)
     tell("building")
     executable = tvm.compile(mod, target=tvm_target)

@@ -34,13 +34,10 @@ def simplify() -> list[tvm.transform.Pass]:
     ]
 
 
-def lower(products: tvm.transform.Pass | None = None) -> list[tvm.transform.Pass]:
-    """Phase 3: operators become loops; activations fuse into the kernels that feed them.
-
-    ``products`` lowers the tiled products first; without it they legalise to the reference.
-    """
+def lower(target: tvm.target.Target) -> list[tvm.transform.Pass]:
+    """Phase 3: operators become loops; activations fuse into the kernels that feed them."""
     return [
-        *([products] if products is not None else []),
+        relay_passes.LowerTiledProducts(target),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
@@ -67,16 +64,16 @@ def frontend_phases() -> list[Phase]:
     return [("1_recognise", recognise())]
 
 
-def host_phases() -> list[Phase]:
+def host_phases(target: tvm.target.Target) -> list[Phase]:
     """For TVM's own run time; ``tvm.compile`` does the rest."""
-    return [("2_simplify", simplify()), ("3_lower", lower())]
+    return [("2_simplify", simplify()), ("3_lower", lower(target))]
 
 
-def cortex_m_phases() -> list[Phase]:
+def cortex_m_phases(target: tvm.target.Target) -> list[Phase]:
     """For bare metal; ``tbn_tvm.micro`` does the rest."""
     return [
         ("2_simplify", [relay_passes.BindBatch(1), *simplify()]),
-        ("3_lower", lower(relay_passes.LowerTiledProducts())),
+        ("3_lower", lower(target)),
         ("4_bare_metal", bare_metal()),
     ]
 

@@ -69,7 +69,7 @@ def test_operators_legalise_under_tvm_compile_with_no_pass_of_ours():
 
 def test_bias_batch_norm_and_activation_end_in_the_products_kernel():
     mod, _, _ = made()
-    phases = [*pipeline.frontend_phases(), *pipeline.host_phases()]
+    phases = [*pipeline.frontend_phases(), *pipeline.host_phases(tvm.target.Target("llvm"))]
     main = pipeline.run(mod, phases, tvm.target.Target("llvm"))["main"]
     kernels = [
         binding.value.args[0].name_hint
@@ -87,7 +87,7 @@ def test_bias_batch_norm_and_activation_end_in_the_products_kernel():
 
 def test_a_dump_has_one_file_a_phase_that_holds_the_ir(tmp_path):
     mod, _, _ = made()
-    phases = [*pipeline.frontend_phases(), *pipeline.host_phases()]
+    phases = [*pipeline.frontend_phases(), *pipeline.host_phases(tvm.target.Target("llvm"))]
     pipeline.run(mod, phases, tvm.target.Target("llvm"), tmp_path / "ir")
     texts = {path.stem: path.read_text() for path in (tmp_path / "ir").iterdir()}
     assert set(texts) == {name for name, _ in phases}

@@ -200,7 +200,7 @@ def create_project(model: Imported, board: Board, *, dump_ir: Path | None = None
             f"{MAX_TENSORS}"
         )
     target = tvm.target.Target({"kind": "c"})
-    mod = pipeline.run(model.mod, pipeline.cortex_m_phases(), target, dump_ir)
+    mod = pipeline.run(model.mod, pipeline.cortex_m_phases(target), target, dump_ir)
     program = extract_program(mod, model.name)
     plan = plan_arena(program.buffers)
     memory = {

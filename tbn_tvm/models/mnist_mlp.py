@@ -44,15 +44,17 @@ class Recipe:
     polish_sweeps : int
         Sweeps of coordinate descent over the bits after training, at most (see
         :mod:`tbn_tvm.models.polish`); 0 for none. Where the tile is not whole rows there are none.
+        They see every training image twice, once moved by a pixel: without, they fit the training
+        set and not digits.
     """
 
     epochs: int = 200
     batch_size: int = 100
     learning_rate: float = 3e-3
     schedule: str = "cosine"
-    seed: int = 0
+    seed: int = 1
     p: int = 4
-    polish_sweeps: int = 60
+    polish_sweeps: int = 12
 
 
 HIDDEN = 128
@@ -197,12 +199,24 @@ def train(
         scheduler.step()
         finish_step("epoch", total / len(images))
 
+    if len(log) < recipe.epochs + sweeps:
+        images, labels = torch.cat([images, moved_by_a_pixel(images)]), labels.repeat(2)
     for _ in range(len(log), recipe.epochs + sweeps):
         if log[-1].get("flips") == 0:
             break  # no bit is left whose flip helps
         flips, loss = Polisher(model.fc1, model.fc2, images, labels).sweep()
         finish_step("sweep", loss, flips=flips)
     return model, log
+
+
+def moved_by_a_pixel(images: torch.Tensor) -> torch.Tensor:
+    """Each image, shape ``(N, 784)``, moved right, left, down or up: the same way in every run."""
+    ways = torch.randint(0, 4, (len(images),), generator=torch.Generator().manual_seed(0))
+    moved = images.view(-1, 28, 28).clone()
+    for number, way in enumerate(((0, 1), (0, -1), (1, 0), (-1, 0))):
+        # Digits are centred: what goes round the edge is the empty border.
+        moved[ways == number] = torch.roll(moved[ways == number], way, (1, 2))
+    return moved.view(-1, 784)
 
 
 @torch.no_grad()

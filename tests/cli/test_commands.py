@@ -283,7 +283,7 @@ def test_a_run_with_other_settings_is_not_resumed(data, tmp_path, capsys):
         mnist_mlp.train(digits, recipe, checkpoint, interrupt)
     kept = checkpoint.read_bytes()
     with pytest.raises(UsageError, match=r"other settings \(seed\)"):
-        mnist_mlp.train(digits, replace(recipe, seed=1), checkpoint)
+        mnist_mlp.train(digits, replace(recipe, seed=2), checkpoint)
     arguments = "train", "mnist-mlp", "--data", str(data), "-o", str(tmp_path / "model.pt2")
     arguments = *arguments, "--polish-sweeps", "0"
     assert main([*arguments, "--epochs", "3", "--p", "2"]) == 2

@@ -85,7 +85,7 @@ def test_a_dense_product_with_enough_unique_rows_gets_the_lookup_kernel_and_its_
                 R.output(gv)
             return gv
 
-    after = LowerTiledProducts()(Before)
+    after = LowerTiledProducts(tvm.target.Target({"kind": "c"}))(Before)
     product, scatter = (b.value for b in after["main"].body.blocks[0].bindings)
     assert product.args[0].name_hint == "lookup_dense"
     (words,) = product.args[1].fields[1:]

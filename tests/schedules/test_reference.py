@@ -219,7 +219,9 @@ def accumulations(func: tir.PrimFunc) -> int:
 
 def products_of(mod) -> int:
     """Multiply-adds of all kernels of a model lowered for the CPU."""
-    lowered = pipeline.run(mod, pipeline.host_phases(), tvm.target.Target("llvm"))
+    lowered = pipeline.run(
+        mod, pipeline.host_phases(tvm.target.Target("llvm")), tvm.target.Target("llvm")
+    )
     return sum(
         accumulations(f) for _, f in lowered.functions_items() if isinstance(f, tir.PrimFunc)
     )
