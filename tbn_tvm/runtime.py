@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,17 +80,20 @@ class Artifact:
         InputError
             Where the inputs differ from the signature.
         """
+        return self.prepare(*args, **named)()
+
+    def prepare(self, *args: np.ndarray, **named: np.ndarray) -> PreparedRun:
+        """Check inputs and hand them to TVM, for running again and again.
+
+        Takes and raises what :meth:`run` does.
+        """
         import tvm
 
         arrays = self.signature.bind(args, named)
         if self._entry is None:
             self._entry = self._load_entry()
         entry, constants = self._entry
-        result = entry(*(tvm.runtime.tensor(array) for array in arrays), *constants)
-        if len(self.signature.outputs) == 1 and hasattr(result, "numpy"):
-            return result.numpy()
-        outputs = tuple(tensor.numpy() for tensor in result)
-        return outputs[0] if len(outputs) == 1 else outputs
+        return PreparedRun(entry, (*(tvm.runtime.tensor(array) for array in arrays), *constants))
 
     def _load_entry(self):
         import tvm
@@ -200,6 +203,28 @@ class Artifact:
                 f"{path}: its {_MANIFEST} does not describe an artifact ({type(error).__name__}: "
                 f"{error}); {_REBUILD}"
             ) from None
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A model with its inputs, as :meth:`Artifact.prepare` makes it.
+
+    Call it for the outputs as NumPy arrays; :meth:`run` leaves them with TVM, which is what a
+    benchmark times.
+    """
+
+    entry: Callable
+    operands: tuple
+
+    def run(self):
+        """Run once; TVM's tensor, or an array of them."""
+        return self.entry(*self.operands)
+
+    def __call__(self):
+        result = self.run()
+        outputs = (result,) if hasattr(result, "numpy") else tuple(result)
+        arrays = tuple(tensor.numpy() for tensor in outputs)
+        return arrays[0] if len(arrays) == 1 else arrays
 
 
 def is_artifact(path: str | os.PathLike) -> bool:
