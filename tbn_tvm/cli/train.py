@@ -34,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--polish-sweeps",
         type=_count,
-        help="sweeps of coordinate descent over the bits after training (default 12; 0 for none)",
+        help="sweeps of coordinate descent over the bits after training (default 10; 0 for none)",
     )
     parser.add_argument("--log", metavar="FILE", help="write loss and accuracy by epoch as JSON")
     add_json_flag(parser)

@@ -54,7 +54,7 @@ class Recipe:
     schedule: str = "cosine"
     seed: int = 1
     p: int = 4
-    polish_sweeps: int = 12
+    polish_sweeps: int = 10
 
 
 HIDDEN = 128

@@ -6,6 +6,11 @@ the bits of each by the change of the loss over the whole training set, tries th
 keeps what helps, and then fits the alphas. A flip of one first-layer bit changes one hidden unit
 of each image, so trying it costs one column and not a forward pass.
 
+With p copies of each hidden unit at p scales, the binary second layer is a readout whose weights
+take 2^p values. Training settles near equal alphas, where most of these coincide; so each sweep
+also fits a float readout, takes the nearest weights of that form with alphas apart, and keeps them
+if they do better.
+
 The ranking expands the loss to second order in the unit's own change, which is computed exactly:
 a flip moves a unit by twice a pixel, too far for the slope alone to tell what helps.
 
@@ -14,6 +19,8 @@ This is an addition to the paper's recipe.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +28,8 @@ from torch import Tensor
 from tbn_tvm.nn import TiledLinear
 from tbn_tvm.tiling import Alignment, TiledTensor
 
+_NEAREST_ROUNDS = 50
+_REFIT_ROUNDS = 3
 _CHUNK = 4096  # images whose changes are in memory at once
 
 
@@ -81,7 +90,12 @@ class Polisher:
         units = self._images @ rows.T
         logits, flips = self._flip_rows(rows, units, _readout(outs, alphas, scale))
         flips += self._flip_outs(outs, units.relu(), logits, alphas, scale)
-        alphas, scale, loss = self._fit_alphas(outs, units.relu(), alphas, scale)
+        hidden = units.relu()
+        alphas, scale, loss = self._fit_alphas(outs, hidden, alphas, scale)
+        other = self._refit_readout(outs, hidden, alphas, scale)
+        if other[-1] < loss:
+            flips += int((outs != other[0]).sum())
+            outs, alphas, scale, loss = other
 
         fc1.load_tiled_tensor(TiledTensor.from_signs(rows.numpy(), alphas.numpy(), first.shape))
         fc2.load_tiled_tensor(TiledTensor.from_signs(outs.numpy(), scale.numpy(), second.shape))
@@ -140,6 +154,44 @@ class Polisher:
                 outs[output, copy, row] *= -1
         return flips
 
+    def _refit_readout(
+        self, outs: Tensor, hidden: Tensor, alphas: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Second-layer signs, alphas and scale nearest to a float readout, and their loss."""
+        readout = self._float_readout(hidden, _readout(outs, alphas, scale)) / scale
+        count = len(alphas)
+        starts = torch.arange(count, 0, -1.0), 2.0 ** -torch.arange(float(count))
+        best = None
+        for start in starts:
+            signs, fitted = _nearest_sums(readout, start)
+            if not bool((fitted > 0).all()):
+                continue
+            for _ in range(_REFIT_ROUNDS):
+                logits = hidden @ _readout(signs, fitted, scale).T
+                self._flip_outs(signs, hidden, logits, fitted, scale)
+                fitted, new_scale, loss = self._fit_alphas(signs, hidden, fitted, scale)
+                # One scale serves both: it is the product that counts.
+                fitted = fitted * (new_scale / scale)
+            if best is None or loss < best[-1]:
+                best = signs, fitted, scale, loss
+        return best or (outs, alphas, scale, float("inf"))
+
+    def _float_readout(self, hidden: Tensor, start: Tensor) -> Tensor:
+        """The float second layer with the lowest loss; its classes' common part removed."""
+        readout = start.clone().requires_grad_()
+        optimiser = torch.optim.LBFGS([readout], max_iter=60, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimiser.zero_grad()
+            loss = F.cross_entropy(hidden @ readout.T, self._labels)
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimiser.step(closure)
+        # What all classes share cancels in the softmax and only costs precision.
+        return readout.detach() - readout.detach().mean(0, keepdim=True)
+
     def _fit_alphas(
         self, outs: Tensor, hidden: Tensor, alphas: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor, float]:
@@ -172,6 +224,22 @@ class Polisher:
     def _promising(self, gain: Tensor) -> list[int]:
         """Flat indices of the bits whose flip lowers the loss most, to first order."""
         return gain.flatten().topk(min(self._candidates, gain.numel())).indices.tolist()
+
+
+def _nearest_sums(readout: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+    """Signs ``(classes, p, r)`` and alphas ``(p,)`` whose sums are nearest to a readout.
+
+    Alternates between the nearest of the ``2^p`` sums and the least-squares alphas, from alphas in
+    the given proportions.
+    """
+    count, flat = len(alphas), readout.flatten()
+    patterns = torch.tensor(list(itertools.product((1.0, -1.0), repeat=count)))
+    alphas = alphas * flat.abs().max() / alphas.sum()
+    for _ in range(_NEAREST_ROUNDS):
+        sums = patterns @ alphas
+        signs = patterns[(flat[:, None] - sums[None]).abs().argmin(1)]
+        alphas = torch.linalg.lstsq(signs, flat[:, None]).solution[:, 0]
+    return signs.reshape(*readout.shape, count).permute(0, 2, 1).contiguous(), alphas
 
 
 def _readout(outs: Tensor, alphas: Tensor, scale: Tensor) -> Tensor:
