@@ -107,7 +107,7 @@ class Polisher:
         best, flips = self._loss(logits), 0
         for row in range(len(rows)):
             change = self._changes(rows[row], units[:, row], logits, readout[:, row])
-            for column in change.topk(self._candidates, largest=False).indices.tolist():
+            for column in self._promising(-change):
                 if change[column] >= 0:
                     break
                 unit = units[:, row] - 2 * rows[row, column] * self._images[:, column]
@@ -222,7 +222,7 @@ class Polisher:
         return float(F.cross_entropy(logits, self._labels))
 
     def _promising(self, gain: Tensor) -> list[int]:
-        """Flat indices of the bits whose flip lowers the loss most, to first order."""
+        """Flat indices of the bits whose flip seems to lower the loss most."""
         return gain.flatten().topk(min(self._candidates, gain.numel())).indices.tolist()
 
 
