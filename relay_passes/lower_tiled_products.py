@@ -17,7 +17,8 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tbn_tvm import op
 
-_OPAQUE = 8  # relax's OpPatternKind: never fused with a neighbour
+# Pattern 8 of relax's OpPatternKind is opaque: never fused with a neighbour.
+_PRODUCT_ATTRS = {"op_pattern": 8, reference.TILED_PRODUCT: True}
 
 
 class LowerTiledProducts:
@@ -112,7 +113,7 @@ class _Lowerer(PyExprMutator):
         rows = kernel.rows(product)
         dots = self.builder_.emit(
             relax.call_tir(
-                self.builder_.add_func(func.with_attr("op_pattern", _OPAQUE), "lookup_dense"),
+                self.builder_.add_func(func.with_attrs(_PRODUCT_ATTRS), "lookup_dense"),
                 [x, words],
                 relax.TensorType([batch, rows, 1], "float32"),
             )
@@ -136,7 +137,7 @@ class _Lowerer(PyExprMutator):
             compute,
             *call.args[:2],
             primfunc_name_hint=f"{_short(call)}_dots",
-            primfunc_attrs={"op_pattern": _OPAQUE},
+            primfunc_attrs=_PRODUCT_ATTRS,
         )
 
 

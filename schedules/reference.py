@@ -28,6 +28,9 @@ from tbn_tvm.tiling import Geometry
 SCHEDULED = "tbn.scheduled"
 """Function attribute of kernels whose schedule is chosen already."""
 
+TILED_PRODUCT = "tbn.tiled_product"
+"""Function attribute of kernels that compute the dot products of one tiled layer."""
+
 UNROLLED_SEGMENTS = 4
 """Up to so many segments an output's alpha mix is written out; more are a reduction."""
 

@@ -29,6 +29,8 @@ class ModelSource:
         The arena.
     signature : Signature
         Static inputs and outputs.
+    layers : list of LayerInfo
+        The model's layers, in the order of execution.
     digest : bytes
         Eight bytes that tell this build from others.
     version : str
@@ -39,6 +41,7 @@ class ModelSource:
     program: Program
     plan: Plan
     signature: Signature
+    layers: list
     digest: bytes
     version: str
 
@@ -53,6 +56,7 @@ class ModelSource:
     def _render(self, template: str) -> str:
         program, plan = self.program, self.plan
         constants = {constant.name for constant in program.constants}
+        comments = self._comments()
         parameters = {kernel.name: kernel.parameters for kernel in program.kernels}
 
         def argument(name: str, parameter) -> str:
@@ -89,6 +93,7 @@ class ModelSource:
                 calls=[
                     {
                         "kernel": step.kernel,
+                        "comment": comment,
                         "arguments": [
                             argument(name, parameter)
                             for name, parameter in zip(
@@ -96,12 +101,31 @@ class ModelSource:
                             )
                         ],
                     }
-                    for step in program.steps
+                    for step, comment in zip(program.steps, comments, strict=True)
                 ],
                 inputs=self._tensors(self.signature.inputs, program.inputs),
                 outputs=self._tensors(self.signature.outputs, program.outputs),
             )
         )
+
+    def _comments(self) -> list[str]:
+        """What each step does, in terms of the model's layers; empty where there is nothing to say.
+
+        Each tiled layer has one product, and both keep their order through lowering.
+        """
+        tiled = [layer for layer in self.layers if layer.p is not None]
+        products = sum(step.product for step in self.program.steps)
+        if len(tiled) != products:
+            return [""] * len(self.program.steps)
+        layers, comments = iter(tiled), []
+        for step in self.program.steps:
+            if not step.product:
+                comments.append("")
+                continue
+            layer = next(layers)
+            shape = " x ".join(map(str, layer.shape))
+            comments.append(f"{layer.name}: {shape}, p = {layer.p}, {layer.alignment}")
+        return comments
 
     def _tensors(self, specs, buffers) -> list[dict]:
         return [

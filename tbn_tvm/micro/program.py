@@ -13,6 +13,7 @@ from tvm import tirx as tir
 from tbn_tvm.errors import TbnError
 from tbn_tvm.micro.kernels import Kernel, lower_kernel
 from tbn_tvm.relay_passes._match import constant_array, is_call
+from tbn_tvm.schedules.reference import TILED_PRODUCT
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,21 @@ class Constant:
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel call: arguments in the kernel's order, each the name of a buffer or constant."""
+    """One kernel call.
+
+    Attributes
+    ----------
+    kernel : str
+        Name of the kernel.
+    arguments : tuple of str
+        Names of buffers and constants, in the kernel's order.
+    product : bool
+        Whether it computes the dot products of a tiled layer.
+    """
 
     kernel: str
     arguments: tuple[str, ...]
+    product: bool
 
 
 @dataclass
@@ -191,7 +203,8 @@ class _Extractor:
             self._sizes[buffer] = (nbytes, alignment)
             self._first[buffer] = self._last[buffer] = step
             made.append(buffer)
-        self.program.steps.append(Step(kernel.name, (*operands, *made)))
+        product = TILED_PRODUCT in self.mod[func_name].attrs
+        self.program.steps.append(Step(kernel.name, (*operands, *made), product))
         return made[0] if len(results) == 1 else tuple(made[: len(results)])
 
     def _kernel(self, func_name: str) -> Kernel:

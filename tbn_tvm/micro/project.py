@@ -215,7 +215,9 @@ def create_project(model: Imported, board: Board, *, dump_ir: Path | None = None
     )
 
     def generate(digest: bytes) -> dict[str, str]:
-        source = ModelSource(model.name, program, plan, signature, digest, versions()["tbn_tvm"])
+        source = ModelSource(
+            model.name, program, plan, signature, model.layers, digest, versions()["tbn_tvm"]
+        )
         return source.files()
 
     # The digest is over the source as it is with a digest of zeros.
