@@ -31,6 +31,16 @@ if TYPE_CHECKING:
     from tbn_tvm.runtime import Artifact
 
 
+# A generated <name>.h or <name>_run of these names would meet the C library's or the language's.
+_C_WORDS = """
+    assert complex ctype errno fenv float inttypes iso646 limits locale math setjmp signal stdarg
+    stdbool stddef stdint stdio stdlib string tgmath time wchar wctype auto break case char const
+    continue default do double else enum extern for goto if inline int long main register restrict
+    return short signed sizeof static struct switch typedef union unsigned void volatile while
+"""
+_TAKEN = frozenset(_C_WORDS.split())
+
+
 @dataclass(frozen=True)
 class Imported:
     """A model in the graph IR, tiled layers recognised.
@@ -45,12 +55,15 @@ class Imported:
         Inputs and outputs.
     layers : list of LayerInfo
         A row a layer.
+    program : ExportedProgram, optional
+        What was imported.
     """
 
     name: str
     mod: tvm.IRModule
     signature: Signature
     layers: list = field(default_factory=list)
+    program: ExportedProgram | None = None
 
 
 def load_model(spec: str | os.PathLike) -> ExportedProgram:
@@ -127,11 +140,14 @@ def import_model(
     except Exception as error:  # the importer raises many kinds for what it does not know
         raise TbnError(f"the model cannot be imported into TVM: {_first_line(error)}") from None
     mod = _name_batch(mod)
-    mod = pipeline.run(
-        mod, pipeline.frontend_phases(), tvm.target.Target("llvm"), _as_path(dump_ir)
-    )
+    try:
+        mod = pipeline.run(
+            mod, pipeline.frontend_phases(), tvm.target.Target("llvm"), _as_path(dump_ir)
+        )
+    except ValueError as error:  # a pass refuses the model, and says why
+        raise TbnError(f"the model cannot be compiled: {_first_line(error)}") from None
     layers = describe_layers(mod, _arrays(program))
-    return Imported(c_identifier(name), mod, _signature_of(mod), layers)
+    return Imported(c_identifier(name), mod, _signature_of(mod), layers, program)
 
 
 def compile(
@@ -273,7 +289,7 @@ def default_name(model: str | os.PathLike) -> str:
 def c_identifier(text: str) -> str:
     """The nearest lower-case C identifier."""
     cleaned = "".join(c if c.isascii() and c.isalnum() else "_" for c in text.lower()).strip("_")
-    if not cleaned or cleaned[0].isdigit():
+    if not cleaned or cleaned[0].isdigit() or cleaned in _TAKEN or cleaned.startswith("tbn_"):
         cleaned = f"model_{cleaned}".rstrip("_")
     return cleaned
 
@@ -289,7 +305,7 @@ def _from_factory(spec: str) -> ExportedProgram:
         factory = getattr(importlib.import_module(module_name), attribute, None)
     except ModuleNotFoundError as error:
         raise TbnError(f"{spec}: {error}; run from the folder it is in, or install it") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TbnError(f"{spec}: importing it failed: {_first_line(error)}") from error
     finally:
         sys.path.remove(os.getcwd())
@@ -297,7 +313,7 @@ def _from_factory(spec: str) -> ExportedProgram:
         raise TbnError(f"{spec}: module {module_name} has no callable {attribute!r}")
     try:
         made = factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TbnError(f"{spec}: the factory failed: {_first_line(error)}") from error
     if isinstance(made, torch.export.ExportedProgram):
         return made
@@ -345,7 +361,8 @@ def _spec(name: str, tensor) -> TensorSpec:
 
 
 def _name_batch(mod: tvm.IRModule) -> tvm.IRModule:
-    """Call the one symbolic dimension of a model ``batch``: exporters name it by a number."""
+    """Call the one symbolic dimension of a model ``batch`` where it is the first axis of its
+    inputs: exporters name it by a number."""
     from tvm import relax
     from tvm import tirx as tir
 
@@ -356,7 +373,14 @@ def _name_batch(mod: tvm.IRModule) -> tvm.IRModule:
         for extent in param.ty.shape.values
         if isinstance(extent, tir.Var)
     }
-    if len(symbols) != 1:
+    first_axes = {
+        param.ty.shape.values[0]
+        for param in mod["main"].params
+        if isinstance(param.ty, relax.TensorType)
+        and param.ty.shape is not None
+        and len(param.ty.shape.values)
+    }
+    if len(symbols) != 1 or not symbols <= first_axes:
         return mod
     (symbol,) = symbols
     return relax.transform.BindSymbolicVars({symbol: tir.Var("batch", "int64")}, "main")(mod)

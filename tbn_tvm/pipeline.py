@@ -18,6 +18,7 @@ def recognise() -> list[tvm.transform.Pass]:
     return [
         relax.transform.CanonicalizeBindings(),
         relax.transform.FoldConstant(),
+        relay_passes.NormaliseIndices(),
         relay_passes.FindTiledWeights(),
         relay_passes.RewriteTiledLayers(),
     ]

@@ -13,6 +13,7 @@ from tbn_tvm.cli.output import (
     print_json,
     print_table,
     save_outputs,
+    shown_classes,
 )
 
 
@@ -128,6 +129,8 @@ def run_run(args: argparse.Namespace) -> int:
         ("instructions per inference, mean", round(sum(counts) / len(counts))),
         ("instructions per inference, most", max(counts)),
     ]
+    if "predictions" in found:
+        rows.append(("classes", shown_classes(found["predictions"])))
     if "accuracy" in found:
         rows.append(("accuracy", f"{found['accuracy']:.2%} of {len(found['predictions'])}"))
     print_table(f"{project.name} on {project.board.name}", ("", ""), [*rows, *_sizes(report)])

@@ -113,6 +113,11 @@ def classification(outputs: dict[str, np.ndarray], labels: np.ndarray | None) ->
     return found
 
 
+def shown_classes(predictions: list[int]) -> str:
+    """The first of them, for a table."""
+    return " ".join(map(str, predictions[:20])) + (" ..." if len(predictions) > 20 else "")
+
+
 def save_outputs(path: str, outputs: dict[str, np.ndarray]) -> None:
     """Write outputs as ``.npz``; an existing file is replaced only once the new one is whole."""
     import numpy as np

@@ -12,6 +12,7 @@ from tbn_tvm.cli.output import (
     print_json,
     print_table,
     save_outputs,
+    shown_classes,
 )
 
 
@@ -51,8 +52,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rows = [(name, f"{y.dtype} {y.shape}") for name, y in outputs.items()]
     if "predictions" in found:
-        shown = " ".join(map(str, found["predictions"][:20]))
-        rows.append(("classes", shown + (" ..." if len(found["predictions"]) > 20 else "")))
+        rows.append(("classes", shown_classes(found["predictions"])))
     if "accuracy" in found:
         rows.append(("accuracy", f"{found['accuracy']:.2%} of {len(found['predictions'])}"))
     print_table(artifact.name, ("", ""), rows)

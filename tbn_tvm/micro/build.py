@@ -122,7 +122,9 @@ def measure(elf: Path, project: Project) -> BuildReport:
                 ram += size
         for symbol in image.get_section_by_name(".symtab").iter_symbols():
             symbols[symbol.name] = symbols.get(symbol.name, 0) + symbol["st_size"]
-            if symbol["st_info"]["type"] == "STT_FUNC" and symbol.name.startswith(project.name):
+            if symbol["st_info"]["type"] == "STT_FUNC" and symbol.name.startswith(
+                f"{project.name}_"
+            ):
                 code += symbol["st_size"]
     weights = sum(
         size for name, size in symbols.items() if name.startswith(f"{project.name}_weights_")

@@ -137,7 +137,10 @@ class _Extractor:
         self.program.outputs = list(result) if isinstance(result, tuple) else [result]
         for buffer in self.program.outputs:
             if buffer not in self._sizes:
-                raise TbnError("an output of the model is a constant; it needs no compiler")
+                raise TbnError(
+                    "an output of the model does not depend on its inputs, and a board's program "
+                    "has no step that computes it: remove it from the model's outputs"
+                )
             self._last[buffer] = len(self.program.steps)
         for buffer, (nbytes, alignment) in self._sizes.items():
             first = self._first[buffer]
@@ -159,7 +162,10 @@ class _Extractor:
         elif constant_array(value) is not None:
             self._values[binding.var] = self._constant(constant_array(value), "constant")
         else:
-            what = value.op if isinstance(value, relax.Call) else type(value).__name__
+            called = getattr(value, "op", None)
+            what = getattr(called, "name", None) or getattr(
+                called, "global_symbol", type(value).__name__
+            )
             raise TbnError(
                 f"{what} has no kernel for bare metal: the model uses an operator that TVM does "
                 "not lower to a loop nest"

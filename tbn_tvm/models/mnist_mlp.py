@@ -233,7 +233,7 @@ def export(model: nn.Module, path: Path) -> torch.export.ExportedProgram:
     program = torch.export.export(
         frozen,
         (torch.zeros(2, 784),),
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
     )
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:

@@ -139,12 +139,12 @@ def test_a_board_gets_a_project_in_place_of_the_last(cwd, capsys):
     assert report["memory"]["weights"] > 0
     project = tbn_tvm.micro.Project.load(report["project"])
     assert (project.name, project.board.name) == ("tiny", BOARD)
-    Path(report["project"], "stale.c").touch()
+    Path(report["project"], "users_own.c").touch()
     assert "arena in RAM" in succeed(capsys, *arguments[:-1], "--name", "Other Net")
     assert tbn_tvm.micro.Project.load(report["project"]).digest == project.digest
     assert Path(f"other_net-{BOARD}", "other_net.c").is_file()
     succeed(capsys, *arguments)
-    assert not Path(report["project"], "stale.c").exists()
+    assert Path(report["project"], "users_own.c").exists()
     assert not list(cwd.glob(".tbn-*"))
 
 

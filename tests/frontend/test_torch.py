@@ -57,3 +57,43 @@ def test_a_saved_program_imports_as_the_one_in_memory(tmp_path):
         from_exported_program(torch.export.load(tmp_path / "model.pt2")),
         from_exported_program(program),
     )
+
+
+class Function(torch.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda x: x[:, -1], id="last of an axis"),
+        pytest.param(lambda x: x[..., -2], id="last but one of the last axis"),
+        pytest.param(lambda x: x[:, [-1, 0]], id="a list with a negative index"),
+        pytest.param(lambda x: x[:, torch.tensor([-1, 2])], id="a tensor with a negative index"),
+        pytest.param(lambda x: x[:, -3:-1], id="a slice from the end"),
+        pytest.param(torch.nn.functional.selu, id="selu"),
+        pytest.param(lambda x: torch.nn.functional.elu(x, 0.5), id="elu"),
+        pytest.param(torch.nn.functional.celu, id="celu"),
+    ],
+)
+def test_what_stock_importers_get_wrong_is_right(function):
+    x = torch.randn(2, 5, 8)
+    mod = from_exported_program(torch.export.export(Function(function), (x,)))
+    machine = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
+    (y,) = machine["main"](tvm.runtime.tensor(x.numpy()))
+    np.testing.assert_allclose(y.numpy(), function(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_linear_layer_in_half_precision_keeps_its_dtype():
+    model, x = torch.nn.Linear(6, 4).half(), torch.randn(2, 6).half()
+    mod = from_exported_program(torch.export.export(model, (x,)))
+    machine = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
+    (y,) = machine["main"](tvm.runtime.tensor(x.numpy()))
+    np.testing.assert_allclose(y.numpy(), model(x).detach().numpy(), rtol=5e-3, atol=5e-3)
