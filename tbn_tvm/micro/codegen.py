@@ -57,6 +57,7 @@ class ModelSource:
         program, plan = self.program, self.plan
         constants = {constant.name for constant in program.constants}
         comments = self._comments()
+        owners = self._owners(comments)
         parameters = {kernel.name: kernel.parameters for kernel in program.kernels}
 
         def argument(name: str, parameter) -> str:
@@ -79,7 +80,7 @@ class ModelSource:
                         "type": c_type(str(constant.data.dtype)),
                         "name": constant.name,
                         "size": constant.data.size,
-                        "comment": constant.comment,
+                        "comment": f"{owners.get(constant.name, '')}{constant.comment}",
                         "literals": _initialiser(constant),
                     }
                     for constant in program.constants
@@ -126,6 +127,22 @@ class ModelSource:
             shape = " x ".join(map(str, layer.shape))
             comments.append(f"{layer.name}: {shape}, p = {layer.p}, {layer.alignment}")
         return comments
+
+    def _owners(self, comments: list[str]) -> dict[str, str]:
+        """The layer that each constant belongs to: that of the product that reads it, or of the
+        step that reads a product's results."""
+        made: dict[str, str] = {}
+        owners: dict[str, str] = {}
+        for step, comment in zip(self.program.steps, comments, strict=True):
+            layer = comment.partition(":")[0]
+            layer = layer or next((made[name] for name in step.arguments if name in made), "")
+            if not layer:
+                continue
+            for name in step.arguments:
+                owners.setdefault(name, f"{layer}: ")
+            if comment:
+                made[step.arguments[2]] = layer
+        return owners
 
     def _tensors(self, specs, buffers) -> list[dict]:
         return [
