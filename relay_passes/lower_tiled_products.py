@@ -9,6 +9,7 @@ import operator
 import tvm
 from tbn_tvm.relay_passes._match import constant_array
 from tbn_tvm.schedules import reference
+from tbn_tvm.schedules.cpu import im2col
 from tbn_tvm.schedules.families import DenseKernel, Family, family_of
 from tbn_tvm.schedules.rules import Workload, choose
 from tvm import relax
@@ -65,8 +66,10 @@ class _Lowerer(PyExprMutator):
             return call
         product, x = op.product_of(call), call.args[0]
         kernel = self._kernel(call, product)
+        if kernel is not None and call.op.name != op.TILED_DENSE:
+            return self._windowed(call, product, kernel)
         if kernel is not None:
-            dots = self._chosen_dots(call, product, kernel)
+            dots = self._chosen_dots(x, call.args[1], product, kernel)
         elif self.family.splits_reference:
             dots = self.builder_.emit(self._reference_dots(call, product))
         else:
@@ -87,6 +90,10 @@ class _Lowerer(PyExprMutator):
             return None
         x = call.args[0].ty
         batch = _extent(x.shape.values[:-1]) if call.op.name == op.TILED_DENSE else None
+        if call.op.name != op.TILED_DENSE and any(
+            not isinstance(extent, tir.IntImm) for extent in x.shape.values[2:]
+        ):
+            return None
         workload = Workload(
             call.op.name,
             product,
@@ -97,11 +104,36 @@ class _Lowerer(PyExprMutator):
         name = choose(self.family.rules, workload)
         return None if name is None else self.family.kernels[name]
 
-    def _chosen_dots(
+    def _windowed(
         self, call: relax.Call, product: reference.Product, kernel: DenseKernel
     ) -> relax.Expr:
+        """A convolution as a dense product of its windows with the unique filters."""
+        x, window = call.args[0], op.window_of(call)
+        batch, _, *spatial = x.ty.shape.values
+        extents = [int(extent) for extent in window.output_extents(list(spatial))]
+        func = im2col.prim_func(x.ty.shape.values, window).with_attr("op_pattern", 8)
+        columns = self.builder_.emit(
+            relax.call_tir(
+                self.builder_.add_func(func, "im2col"),
+                [x],
+                relax.TensorType([batch, math.prod(extents), product.geometry.n], "float32"),
+            )
+        )
+        dots = self._chosen_dots(columns, call.args[1], product, kernel)
+        dtype = str(x.ty.dtype)
+        return self.builder_.call_te(
+            lambda dots, alpha, bias=None: reference.window_scatter(
+                dots, alpha, bias, product, dtype, extents
+            ),
+            dots,
+            *call.args[2:],
+            primfunc_name_hint=f"{_short(call)}_scatter",
+        )
+
+    def _chosen_dots(
+        self, x: relax.Expr, tile: relax.Expr, product: reference.Product, kernel: DenseKernel
+    ) -> relax.Expr:
         """The chosen kernel over the input as a matrix; its result with the leading axes back."""
-        x, tile = call.args[:2]
         lead = list(x.ty.shape.values[:-1])
         batch = _extent(lead)
         if len(lead) != 1:

@@ -320,6 +320,30 @@ def conv_scatter(
     return _mix(shape, 1, dot, alpha, bias, product, dtype, "tiled_conv")
 
 
+def window_scatter(
+    dots: te.Tensor,
+    alpha: te.Tensor,
+    bias: te.Tensor | None,
+    product: Product,
+    dtype: str,
+    extents: list[int],
+) -> te.Tensor:
+    """The second stage of a convolution whose first was a dense product of its windows.
+
+    ``dots`` has shape ``(B, positions, rows, 1)``, its positions those of the spatial ``extents``;
+    one group, and one segment a row. Returns shape ``(B, m, *extents)``.
+    """
+
+    def dot(b, row, segment, *position):
+        flat = functools.reduce(
+            lambda total, axis: total * extents[axis] + position[axis], range(len(extents)), 0
+        )
+        return dots(b, flat, row % product.unique_rows, segment)
+
+    shape = (dots.shape[0], product.geometry.m, *extents)
+    return _mix(shape, 1, dot, alpha, bias, product, dtype, "tiled_conv")
+
+
 def _dots(shape, term, product: Product, name: str) -> te.Tensor:
     """Sum ``term(indices, element)`` over the elements of each segment of each unique row.
 

@@ -44,19 +44,21 @@ class Rule:
     """A kernel and the workloads it is right for. None means any."""
 
     kernel: str
-    operator: str
+    operators: tuple[str, ...]
     alignments: tuple[Alignment, ...] | None = None
     dtypes: tuple[str, ...] | None = None
     batch: int | None = None
     feature: str | None = None
     min_unique_rows: int = 1
+    max_groups: int = 1
     min_row_length: int = 1
 
     def fits(self, workload: Workload) -> bool:
         """Whether the rule covers a workload."""
         product = workload.product
         return (
-            workload.operator == self.operator
+            workload.operator in self.operators
+            and product.groups <= self.max_groups
             and (self.alignments is None or product.geometry.alignment in self.alignments)
             and (self.dtypes is None or workload.dtype in self.dtypes)
             and (self.batch is None or workload.batch == self.batch)

@@ -19,7 +19,7 @@ RULES = (
     # reads it, so it pays from three rows on.
     Rule(
         kernel="lookup_dense",
-        operator="relax.tbn.tiled_dense",
+        operators=("relax.tbn.tiled_dense",),
         alignments=(Alignment.WHOLE_ROWS,),
         dtypes=("float32",),
         batch=1,

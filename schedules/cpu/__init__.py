@@ -27,7 +27,7 @@ KERNELS = {
 RULES = tuple(
     Rule(
         kernel=kernel,
-        operator="relax.tbn.tiled_dense",
+        operators=("relax.tbn.tiled_dense", "relax.tbn.tiled_conv1d", "relax.tbn.tiled_conv2d"),
         alignments=(Alignment.WHOLE_ROWS,),
         dtypes=("float32",),
         feature=isa.feature,

@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -144,3 +145,62 @@ def test_a_plain_target_takes_the_reference_kernel():
     target = tvm.target.Target("llvm")
     lowered = pipeline.run(mod, pipeline.host_phases(target), target)
     assert not any("lookup" in name.name_hint for name in lowered.get_global_vars())
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_convolutions_run_as_products_of_their_windows(data):
+    if not runs_here("avx2"):
+        pytest.skip("this CPU has no avx2")
+    rank = data.draw(st.sampled_from([1, 2]))
+    p = data.draw(st.sampled_from([1, 2, 4]))
+    shape = (
+        p * data.draw(st.integers(1, 9)),
+        data.draw(st.integers(1, 5)),
+        *(data.draw(st.integers(1, 3)) for _ in range(rank)),
+    )
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    weight = TiledTensor.from_signs(
+        rng.choice([-1, 1], int(np.prod(shape)) // p), rng.uniform(0.1, 2, p), shape
+    )
+    window = {
+        "strides": [data.draw(st.integers(1, 2)) for _ in range(rank)],
+        "padding": [data.draw(st.integers(0, 2)) for _ in range(rank)],
+        "dilation": [data.draw(st.integers(1, 2)) for _ in range(rank)],
+    }
+    extents = [data.draw(st.integers(6, 9)) for _ in range(rank)]
+    build = op.tiled_conv1d if rank == 1 else op.tiled_conv2d
+    builder = relax.BlockBuilder()
+    batch = tir.Var("batch", "int64")
+    v = relax.Var("x", relax.TensorType((batch, shape[1], *extents), "float32"))
+    with builder.function("main", [v]):
+        with builder.dataflow():
+            call = build(
+                v,
+                relax.const(weight.tile),
+                relax.const(weight.alphas),
+                out_channels=weight.m,
+                kernel_size=list(shape[2:]),
+                p=p,
+                **window,
+            )
+            result = builder.emit_output(relax.op.nn.relu(builder.emit(call)))
+        builder.emit_func_output(result)
+    target = target_with("avx2")
+    lowered = pipeline.run(builder.get(), pipeline.host_phases(target), target)
+    uses_lookup = any(n.name_hint.startswith("lookup") for n in lowered.get_global_vars())
+    assert uses_lookup == (weight.n >= 8)
+    x = rng.normal(size=(3, shape[1], *extents)).astype("float32")
+    machine = relax.VirtualMachine(tvm.compile(lowered, target), tvm.cpu())
+    y = machine["main"](tvm.runtime.tensor(x)).numpy()
+    convolve = torch.nn.functional.conv1d if rank == 1 else torch.nn.functional.conv2d
+    expected = convolve(
+        torch.from_numpy(x).double(),
+        torch.from_numpy(weight.expand(np.float64)),
+        None,
+        window["strides"],
+        window["padding"],
+        window["dilation"],
+    )
+    expected = expected.relu().numpy()
+    assert np.abs(y - expected).max() <= 3e-6 * max(np.abs(expected).max(), 1)
