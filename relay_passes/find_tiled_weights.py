@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
-from tbn_tvm.relay_passes._match import constant_array, is_call
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tbn_tvm import op
+from tbn_tvm.relay_passes._match import constant_array, is_call
 from tbn_tvm.tiling import TiledTensor
 
 _CONVOLUTIONS = {

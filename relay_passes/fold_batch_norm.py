@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
-from tbn_tvm.relay_passes._match import constant_array, is_call, use_counts
-from tbn_tvm.schedules.reference import AlphaLayout, Product
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tbn_tvm import op
+from tbn_tvm.relay_passes._match import constant_array, is_call, use_counts
+from tbn_tvm.schedules.reference import AlphaLayout, Product
 
 
 @tvm.transform.module_pass(opt_level=0, name="FoldBatchNorm")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tvm
-from tbn_tvm.relay_passes._match import constant_array, is_call, per_channel, use_counts
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tbn_tvm import op
+from tbn_tvm.relay_passes._match import constant_array, is_call, per_channel, use_counts
 
 
 @tvm.transform.module_pass(opt_level=0, name="FuseBias")

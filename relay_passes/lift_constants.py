@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
-from tbn_tvm.relay_passes._match import constant_array
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from tbn_tvm.relay_passes._match import constant_array
 
 
 def lift_constants(mod: tvm.IRModule) -> tuple[tvm.IRModule, list[np.ndarray]]:

@@ -7,16 +7,16 @@ import math
 import operator
 
 import tvm
-from tbn_tvm.relay_passes._match import constant_array
-from tbn_tvm.schedules import reference
-from tbn_tvm.schedules.cpu import im2col
-from tbn_tvm.schedules.families import DenseKernel, Family, family_of
-from tbn_tvm.schedules.rules import Workload, choose
 from tvm import relax
 from tvm import tirx as tir
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tbn_tvm import op
+from tbn_tvm.relay_passes._match import constant_array
+from tbn_tvm.schedules import reference
+from tbn_tvm.schedules.cpu import im2col
+from tbn_tvm.schedules.families import DenseKernel, Family, family_of
+from tbn_tvm.schedules.rules import Workload, choose
 
 # Pattern 8 of relax's OpPatternKind is opaque: never fused with a neighbour.
 _PRODUCT_ATTRS = {"op_pattern": 8, reference.TILED_PRODUCT: True}
@@ -109,17 +109,20 @@ class _Lowerer(PyExprMutator):
     ) -> relax.Expr:
         """A convolution as a dense product of its windows with the unique filters."""
         x, window = call.args[0], op.window_of(call)
-        batch, _, *spatial = x.ty.shape.values
-        extents = [int(extent) for extent in window.output_extents(list(spatial))]
+        shape = im2col.columns_shape(x.ty.shape.values, window)
+        batch, extents = shape[0], shape[1 : 1 + len(window.kernel)]
         func = im2col.prim_func(x.ty.shape.values, window).with_attr("op_pattern", 8)
-        columns = self.builder_.emit(
+        windows = self.builder_.emit(
             relax.call_tir(
-                self.builder_.add_func(func, "im2col"),
-                [x],
-                relax.TensorType([batch, math.prod(extents), product.geometry.n], "float32"),
+                self.builder_.add_func(func, "im2col"), [x], relax.TensorType(shape, "float32")
             )
         )
-        dots = self._chosen_dots(columns, call.args[1], product, kernel)
+        columns = self.builder_.emit(
+            relax.op.reshape(windows, [batch, math.prod(extents), product.geometry.n])
+        )
+        bits = constant_array(call.args[1])
+        tile = relax.const(im2col.taps_first(bits, product, math.prod(window.kernel)))
+        dots = self._chosen_dots(columns, tile, product, kernel)
         dtype = str(x.ty.dtype)
         return self.builder_.call_te(
             lambda dots, alpha, bias=None: reference.window_scatter(

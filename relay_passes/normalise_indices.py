@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
-from tbn_tvm.relay_passes._match import constant_array, is_call
 from tvm import relax
 from tvm import tirx as tir
 from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from tbn_tvm.relay_passes._match import constant_array, is_call
 
 
 @tvm.transform.module_pass(opt_level=0, name="NormaliseIndices")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tvm
-from tbn_tvm.relay_passes._match import is_call
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tbn_tvm import op
+from tbn_tvm.relay_passes._match import is_call
 
 _CONVOLUTIONS = {"relax.nn.conv1d": op.tiled_conv1d, "relax.nn.conv2d": op.tiled_conv2d}
 

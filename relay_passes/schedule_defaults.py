@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import math
+
 import tvm
-from tbn_tvm.schedules.reference import SCHEDULED
 from tvm import s_tir
 from tvm import tirx as tir
 
+from tbn_tvm.schedules.reference import SCHEDULED
 
-@tvm.transform.module_pass(opt_level=0, name="ScheduleDefaults")
+PARALLEL_ELEMENTS = 1 << 15
+"""Elements of one sample from which an elementwise stage is worth sharing between threads."""
+
+
 class ScheduleDefaults:
     """Inline elementwise stages into their readers and split reductions from their initial value.
 
     What follows a product (bias, batch norm, activation) is then computed where the output is
     written, with no buffer in between. A stage that a reduction reads again and again (padding,
     say) keeps its buffer. Functions marked ``tbn.scheduled`` are left alone.
+
+    Parameters
+    ----------
+    threads : bool
+        Whether large elementwise stages are shared between threads, which bare metal has not.
     """
 
-    def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        for name, func in mod.functions_items():
-            if isinstance(func, tir.PrimFunc) and SCHEDULED not in func.attrs:
-                mod[name] = _schedule(func)
-        return mod
+    def __new__(cls, threads: bool = False) -> tvm.transform.Pass:
+        @tvm.transform.module_pass(opt_level=0, name="ScheduleDefaults")
+        def schedule(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
+            for name, func in mod.functions_items():
+                if isinstance(func, tir.PrimFunc) and SCHEDULED not in func.attrs:
+                    mod[name] = _schedule(func, threads)
+            return mod
+
+        return schedule
 
 
-def _schedule(func: tir.PrimFunc) -> tir.PrimFunc:
+def _schedule(func: tir.PrimFunc, threads: bool) -> tir.PrimFunc:
     sch = s_tir.Schedule(tvm.IRModule({"main": func}))
     root = sch.get_sblock("root")
     for block in sch.get_child_blocks(root):
@@ -38,13 +52,20 @@ def _schedule(func: tir.PrimFunc) -> tir.PrimFunc:
         except s_tir.ScheduleError:
             continue  # written through an index that does not invert: keeps its buffer
     for block in sch.get_child_blocks(root):
-        if not _reduces(sch, block):
-            continue
         kinds = [int(var.iter_type) for var in sch.get(block).iter_vars]
         loops = sch.get_loops(block)
-        if len(loops) == len(kinds):
-            sch.decompose_reduction(block, loops[kinds.index(tir.IterVar.CommReduce)])
+        if _reduces(sch, block):
+            if len(loops) == len(kinds):
+                sch.decompose_reduction(block, loops[kinds.index(tir.IterVar.CommReduce)])
+        elif threads and len(loops) > 1 and _elements(sch, loops) >= PARALLEL_ELEMENTS:
+            sch.parallel(sch.fuse(*loops[:2]))
     return sch.mod["main"].with_attrs(func.attrs) if func.attrs else sch.mod["main"]
+
+
+def _elements(sch: s_tir.Schedule, loops) -> int:
+    """Iterations of a loop nest, symbolic extents counted as 1."""
+    extents = (sch.get(loop).extent for loop in loops)
+    return math.prod(int(extent) for extent in extents if isinstance(extent, tir.IntImm))
 
 
 def _reduces(sch: s_tir.Schedule, block) -> bool:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import tvm
-from tbn_tvm.schedules.reference import Product
-from tbn_tvm.schedules.rules import Rule
 from tvm import tirx as tir
 from tvm.target import codegen
+
+from tbn_tvm.schedules.reference import Product
+from tbn_tvm.schedules.rules import Rule
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tbn_tvm.schedules.reference import Product
-
 from tbn_tvm.tiling import Alignment
 
 

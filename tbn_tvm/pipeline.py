@@ -44,7 +44,7 @@ def lower(target: tvm.target.Target) -> list[tvm.transform.Pass]:
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
-        relay_passes.ScheduleDefaults(),
+        relay_passes.ScheduleDefaults(threads=target.kind.name == "llvm"),
         relax.transform.DeadCodeElimination(),
     ]
 

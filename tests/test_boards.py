@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
-from tbn_tvm.targets import board_names, load_board
 
 from tbn_tvm import targets
 from tbn_tvm.errors import UsageError
+from tbn_tvm.targets import board_names, load_board
 
 BOARD = "mps2-an386"
 

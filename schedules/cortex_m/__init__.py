@@ -3,7 +3,6 @@
 from tbn_tvm.schedules.cortex_m import lookup_dense
 from tbn_tvm.schedules.families import DenseKernel
 from tbn_tvm.schedules.rules import Rule
-
 from tbn_tvm.tiling import Alignment
 
 KERNELS = {

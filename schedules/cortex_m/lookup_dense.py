@@ -11,10 +11,10 @@ import functools
 import operator
 
 import numpy as np
-from tbn_tvm.schedules.reference import SCHEDULED, Product
 from tvm import s_tir, te
 from tvm import tirx as tir
 
+from tbn_tvm.schedules.reference import SCHEDULED, Product
 from tbn_tvm.tiling import unpack_bits
 
 TABLE_COLUMNS = 4

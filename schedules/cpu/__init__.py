@@ -5,7 +5,6 @@ from functools import partial
 from tbn_tvm.schedules.cpu import lookup_dense
 from tbn_tvm.schedules.families import DenseKernel
 from tbn_tvm.schedules.rules import Rule
-
 from tbn_tvm.tiling import Alignment
 
 

@@ -1,12 +1,39 @@
-"""A convolution's input as a matrix of windows, which the dense kernels multiply."""
+"""A convolution's input as a matrix of windows, which the dense kernels multiply.
+
+Channels are moved last first, so that a window is a few contiguous runs; the tile's columns are
+reordered to match when it is laid out, which costs nothing at run time.
+"""
 
 from __future__ import annotations
 
-import math
-
-from tbn_tvm.schedules.reference import SCHEDULED, Window
+import numpy as np
 from tvm import s_tir, te
 from tvm import tirx as tir
+
+from tbn_tvm.schedules.reference import SCHEDULED, Product, Window
+from tbn_tvm.tiling import pack_bits, unpack_bits
+
+
+def taps_first(tile: np.ndarray, product: Product, taps: int) -> np.ndarray:
+    """Reorder the columns of a tile of whole rows from channel-major to tap-major.
+
+    Parameters
+    ----------
+    tile : numpy.ndarray
+        uint8, the packed tile of ``unique_rows`` rows of ``channels * taps`` bits.
+    product : Product
+        With the alignment ``WHOLE_ROWS``.
+    taps : int
+        Elements of the convolution's window.
+
+    Returns
+    -------
+    numpy.ndarray
+        uint8, packed rows of ``taps * channels`` bits.
+    """
+    rows, columns = product.unique_rows, product.geometry.n
+    bits = unpack_bits(tile, rows * columns).reshape(rows, columns // taps, taps)
+    return pack_bits(bits.transpose(0, 2, 1))
 
 
 def prim_func(shape, window: Window) -> tir.PrimFunc:
@@ -22,23 +49,20 @@ def prim_func(shape, window: Window) -> tir.PrimFunc:
     Returns
     -------
     tvm.tirx.PrimFunc
-        ``columns`` is float32 ``(B, positions, C * taps)``: row ``position`` holds the window at
-        that output position, zeros where it hangs over the edge.
+        ``columns`` is float32 ``(B, *outputs, *kernel, C)``: at each output position the window
+        there, zeros where it hangs over the edge.
     """
     batch, channels, *extents = (
         int(extent) if isinstance(extent, (int, tir.IntImm)) else extent for extent in shape
     )
-    rank, taps = len(extents), math.prod(window.kernel)
+    rank = len(extents)
+    before, after = window.padding[:rank], window.padding[rank:]
     outputs = window.output_extents(extents)
     x = te.placeholder((batch, channels, *extents), "float32", "x")
 
-    def element(b, position, k):
-        channel, tap = k // taps, k % taps
-        source = []
-        for axis in reversed(range(rank)):
-            at = position % outputs[axis] * window.strides[axis] - window.padding[axis]
-            source.insert(0, at + tap % window.kernel[axis] * window.dilation[axis])
-            position, tap = position // outputs[axis], tap // window.kernel[axis]
+    def padded_last(b, *rest):
+        *position, channel = rest
+        source = [at - pad for at, pad in zip(position, before, strict=True)]
         value = x(b, channel, *source)
         if not any(window.padding):
             return value
@@ -47,8 +71,29 @@ def prim_func(shape, window: Window) -> tir.PrimFunc:
         )
         return tir.if_then_else(inside, value, tir.const(0, "float32"))
 
-    columns = te.compute((batch, math.prod(outputs), channels * taps), element, name="columns")
+    wide = [lo + extent + hi for lo, extent, hi in zip(before, extents, after, strict=True)]
+    moved = te.compute((batch, *wide, channels), padded_last, name="channels_last")
+
+    def element(b, *rest):
+        position, taps, channel = rest[:rank], rest[rank : 2 * rank], rest[2 * rank]
+        source = [
+            at * step + tap * space
+            for at, step, tap, space in zip(
+                position, window.strides, taps, window.dilation, strict=True
+            )
+        ]
+        return moved(b, *source, channel)
+
+    columns = te.compute((batch, *outputs, *window.kernel, channels), element, name="columns")
     sch = s_tir.Schedule(te.create_prim_func([x, columns]))
-    b, position, _ = sch.get_loops(sch.get_sblock("columns"))
-    sch.parallel(sch.fuse(b, position))
+    for name in ("channels_last", "columns"):
+        b, first, *_ = sch.get_loops(sch.get_sblock(name))
+        sch.parallel(sch.fuse(b, first))
     return sch.mod["main"].without_attr("global_symbol").with_attr(SCHEDULED, True)
+
+
+def columns_shape(shape, window: Window) -> list:
+    """The shape of ``columns`` for that of ``x``."""
+    batch, channels, *extents = shape
+    outputs = [int(extent) for extent in window.output_extents(list(extents))]
+    return [batch, *outputs, *window.kernel, int(channels)]

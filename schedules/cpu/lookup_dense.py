@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from tbn_tvm.schedules.reference import SCHEDULED, Product
 from tvm import tirx as tir
 from tvm.script import tirx as T
 
+from tbn_tvm.schedules.reference import SCHEDULED, Product
 from tbn_tvm.tiling import unpack_bits
 
 

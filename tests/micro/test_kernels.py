@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tbn_tvm.targets import load_board
 
 import tbn_tvm
 from tbn_tvm.nn import TiledConv2d, TiledLinear, freeze
+from tbn_tvm.targets import load_board
 from tbn_tvm.tiling import _divisors
 
 FLAGS = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-fsanitize=undefined"]

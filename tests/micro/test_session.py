@@ -8,13 +8,13 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from tbn_tvm.targets import load_board
 
 import tbn_tvm
 from tbn_tvm.errors import DeviceError, InputError
 from tbn_tvm.micro import Session, build, protocol
 from tbn_tvm.micro.transport import EmulatedBoard
 from tbn_tvm.nn import TiledConv2d, TiledLinear, freeze
+from tbn_tvm.targets import load_board
 
 pytestmark = pytest.mark.emulator
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import tvm
-from tbn_tvm.relay_passes import FindTiledWeights
 from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from tbn_tvm import op as tbn
+from tbn_tvm.relay_passes import FindTiledWeights
 from tbn_tvm.tiling import TiledTensor
 
 RNG = np.random.default_rng(0)

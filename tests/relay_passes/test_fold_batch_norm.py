@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import tvm
-from tbn_tvm.relay_passes import FoldBatchNorm
-from tbn_tvm.relay_passes.fold_batch_norm import scale_alphas
-from tbn_tvm.schedules.reference import AlphaLayout, Product
 from tvm.script import ir as I
 from tvm.script import relax as R
 
 from tbn_tvm import op as tbn
+from tbn_tvm.relay_passes import FoldBatchNorm
+from tbn_tvm.relay_passes.fold_batch_norm import scale_alphas
+from tbn_tvm.schedules.reference import AlphaLayout, Product
 from tbn_tvm.tiling import Geometry
 
 CONV_TILE = np.arange(18, dtype="uint8")

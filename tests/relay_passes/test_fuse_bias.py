@@ -2,11 +2,11 @@
 
 import numpy as np
 import tvm
-from tbn_tvm.relay_passes import FuseBias
 from tvm.script import ir as I
 from tvm.script import relax as R
 
 from tbn_tvm import op as tbn
+from tbn_tvm.relay_passes import FuseBias
 
 TILE = np.arange(16, dtype="uint8")
 ALPHA = np.array([0.5, 0.25, 2.0, 1.0], "float32")

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import tvm
-from tbn_tvm.relay_passes import BindBatch, LowerTiledProducts, ScheduleDefaults
-from tbn_tvm.relay_passes.lift_constants import lift_constants
-from tbn_tvm.schedules.cortex_m import lookup_dense
 from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from tbn_tvm import op as tbn
+from tbn_tvm.relay_passes import BindBatch, LowerTiledProducts, ScheduleDefaults
+from tbn_tvm.relay_passes.lift_constants import lift_constants
+from tbn_tvm.schedules.cortex_m import lookup_dense
 from tbn_tvm.tiling import TiledTensor
 
 RNG = np.random.default_rng(0)
@@ -160,3 +160,29 @@ def test_constants_become_parameters_once_each():
     x = np.ones(4, "float32")
     y = machine["main"](tvm.runtime.tensor(x), tvm.runtime.tensor(arrays[0]))
     np.testing.assert_array_equal(y.numpy(), x + 2 * value)
+
+
+def test_large_elementwise_stages_are_shared_between_threads_where_there_are_threads():
+    @I.ir_module
+    class Before:
+        @T.prim_func(s_tir=True)
+        def main(x: T.Buffer((256, 256), "float32"), y: T.Buffer((256, 256), "float32")):
+            for i, j in T.grid(256, 256):
+                with T.sblock("relu"):
+                    vi, vj = T.axis.remap("SS", [i, j])
+                    y[vi, vj] = T.max(x[vi, vj], T.float32(0))
+
+    @I.ir_module
+    class Expected:
+        @T.prim_func(s_tir=True)
+        def main(x: T.Buffer((256, 256), "float32"), y: T.Buffer((256, 256), "float32")):
+            for fused in T.parallel(65536):
+                with T.sblock("relu"):
+                    vi = T.axis.spatial(256, fused // 256)
+                    vj = T.axis.spatial(256, fused % 256)
+                    T.reads(x[vi, vj])
+                    T.writes(y[vi, vj])
+                    y[vi, vj] = T.max(x[vi, vj], T.float32(0))
+
+    tvm.ir.assert_structural_equal(ScheduleDefaults(threads=True)(Before), Expected)
+    tvm.ir.assert_structural_equal(ScheduleDefaults()(Before), Before)

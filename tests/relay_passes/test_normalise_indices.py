@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import tvm
-from tbn_tvm.relay_passes import NormaliseIndices
 from tvm.script import ir as I
 from tvm.script import relax as R
+
+from tbn_tvm.relay_passes import NormaliseIndices
 
 
 def test_negative_indices_get_the_extent_of_their_axis():

@@ -8,13 +8,13 @@ import torch
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tbn_tvm.schedules.cpu import lookup_dense
-from tbn_tvm.schedules.reference import Product
 from tvm import relax
 from tvm import tirx as tir
 from tvm.target import codegen
 
 from tbn_tvm import op, pipeline
+from tbn_tvm.schedules.cpu import lookup_dense
+from tbn_tvm.schedules.reference import Product
 from tbn_tvm.tiling import TiledTensor
 
 ISAS = [lookup_dense.AVX512, lookup_dense.AVX2]

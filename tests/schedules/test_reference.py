@@ -7,13 +7,13 @@ import tvm
 import tvm_ffi
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tbn_tvm.relay_passes.fold_batch_norm import scale_alphas
-from tbn_tvm.schedules.reference import Product
 from tvm import relax
 from tvm import tirx as tir
 
 from tbn_tvm import op, pipeline
 from tbn_tvm.micro.kernels import lower_loops
+from tbn_tvm.relay_passes.fold_batch_norm import scale_alphas
+from tbn_tvm.schedules.reference import Product
 from tbn_tvm.tiling import Alignment, TiledTensor, _divisors
 
 SETTINGS = {"max_examples": 25, "deadline": None}
