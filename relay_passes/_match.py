@@ -19,6 +19,14 @@ def constant_array(expr: relax.Expr | None) -> np.ndarray | None:
     return expr.value.numpy() if isinstance(expr, tvm.ir.GenericConst) else None
 
 
+def rewrite_functions(mod: tvm.IRModule, mutator) -> tvm.IRModule:
+    """The module with each of its graph functions visited by a mutator made for it."""
+    for name, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            mutator.builder_.update_func(name, mutator.visit_expr(func))
+    return mutator.builder_.get()
+
+
 def use_counts(func: relax.Function) -> Counter:
     """How often each variable of a function is used, by variable."""
     uses: Counter = Counter()

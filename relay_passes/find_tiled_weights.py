@@ -8,7 +8,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tbn_tvm import op
-from tbn_tvm.relay_passes._match import constant_array, is_call
+from tbn_tvm.relay_passes._match import constant_array, is_call, rewrite_functions
 from tbn_tvm.tiling import TiledTensor
 
 _CONVOLUTIONS = {
@@ -28,7 +28,7 @@ class FindTiledWeights:
     """
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        return _Finder(mod).transform()
+        return rewrite_functions(mod, _Finder(mod))
 
 
 def find_tiling(dense: np.ndarray) -> TiledTensor | None:
@@ -42,16 +42,6 @@ def find_tiling(dense: np.ndarray) -> TiledTensor | None:
 
 @mutator
 class _Finder(PyExprMutator):
-    def __init__(self, mod: tvm.IRModule) -> None:
-        super().__init__(mod)
-        self.mod = mod
-
-    def transform(self) -> tvm.IRModule:
-        for name, func in self.mod.functions_items():
-            if isinstance(func, relax.Function):
-                self.builder_.update_func(name, self.visit_expr(func))
-        return self.builder_.get()
-
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
         if is_call(call, "relax.matmul"):

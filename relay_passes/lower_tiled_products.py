@@ -12,7 +12,7 @@ from tvm import tirx as tir
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tbn_tvm import op
-from tbn_tvm.relay_passes._match import constant_array
+from tbn_tvm.relay_passes._match import constant_array, rewrite_functions
 from tbn_tvm.schedules import reference
 from tbn_tvm.schedules.cpu import im2col
 from tbn_tvm.schedules.families import DenseKernel, Family, family_of
@@ -43,7 +43,7 @@ class LowerTiledProducts:
 
         @tvm.transform.module_pass(opt_level=0, name="LowerTiledProducts")
         def lower(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-            return _Lowerer(mod, family).transform()
+            return rewrite_functions(mod, _Lowerer(mod, family))
 
         return lower
 
@@ -52,13 +52,7 @@ class LowerTiledProducts:
 class _Lowerer(PyExprMutator):
     def __init__(self, mod: tvm.IRModule, family: Family) -> None:
         super().__init__(mod)
-        self.mod, self.family = mod, family
-
-    def transform(self) -> tvm.IRModule:
-        for name, func in self.mod.functions_items():
-            if isinstance(func, relax.Function):
-                self.builder_.update_func(name, self.visit_expr(func))
-        return self.builder_.get()
+        self.family = family
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)

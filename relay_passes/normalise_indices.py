@@ -8,7 +8,7 @@ from tvm import relax
 from tvm import tirx as tir
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from tbn_tvm.relay_passes._match import constant_array, is_call
+from tbn_tvm.relay_passes._match import constant_array, is_call, rewrite_functions
 
 
 @tvm.transform.module_pass(opt_level=0, name="NormaliseIndices")
@@ -25,21 +25,11 @@ class NormaliseIndices:
     """
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        return _Normaliser(mod).transform()
+        return rewrite_functions(mod, _Normaliser(mod))
 
 
 @mutator
 class _Normaliser(PyExprMutator):
-    def __init__(self, mod: tvm.IRModule) -> None:
-        super().__init__(mod)
-        self.mod = mod
-
-    def transform(self) -> tvm.IRModule:
-        for name, func in self.mod.functions_items():
-            if isinstance(func, relax.Function):
-                self.builder_.update_func(name, self.visit_expr(func))
-        return self.builder_.get()
-
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
         if is_call(call, "relax.take"):

@@ -7,7 +7,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tbn_tvm import op
-from tbn_tvm.relay_passes._match import is_call
+from tbn_tvm.relay_passes._match import is_call, rewrite_functions
 
 _CONVOLUTIONS = {"relax.nn.conv1d": op.tiled_conv1d, "relax.nn.conv2d": op.tiled_conv2d}
 
@@ -22,21 +22,11 @@ class RewriteTiledLayers:
     """
 
     def transform_module(self, mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-        return relax.transform.DeadCodeElimination()(_Rewriter(mod).transform())
+        return relax.transform.DeadCodeElimination()(rewrite_functions(mod, _Rewriter(mod)))
 
 
 @mutator
 class _Rewriter(PyExprMutator):
-    def __init__(self, mod: tvm.IRModule) -> None:
-        super().__init__(mod)
-        self.mod = mod
-
-    def transform(self) -> tvm.IRModule:
-        for name, func in self.mod.functions_items():
-            if isinstance(func, relax.Function):
-                self.builder_.update_func(name, self.visit_expr(func))
-        return self.builder_.get()
-
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
         if is_call(call, "relax.matmul"):
