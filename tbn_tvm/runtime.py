@@ -22,7 +22,7 @@ import numpy as np
 
 from tbn_tvm._tvm import installed
 from tbn_tvm.errors import ArtifactError, UsageError
-from tbn_tvm.signature import Signature, TensorSpec
+from tbn_tvm.signature import Signature
 
 SCHEMA = 1
 """Version of the file format; files of a newer one are refused."""
@@ -150,8 +150,7 @@ class Artifact:
             "name": self.name,
             "target": self.target,
             "versions": self.versions,
-            "inputs": [spec.to_dict() for spec in self.signature.inputs],
-            "outputs": [spec.to_dict() for spec in self.signature.outputs],
+            **self.signature.to_dict(),
             "layers": self.layers,
             "members": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
         }
@@ -187,10 +186,7 @@ class Artifact:
             return cls(
                 name=manifest["name"],
                 target=manifest["target"],
-                signature=Signature(
-                    tuple(TensorSpec.from_dict(spec) for spec in manifest["inputs"]),
-                    tuple(TensorSpec.from_dict(spec) for spec in manifest["outputs"]),
-                ),
+                signature=Signature.from_dict(manifest),
                 library=members[_LIBRARY],
                 constants=_constants(members[_CONSTANTS]),
                 layers=manifest["layers"],

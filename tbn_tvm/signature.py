@@ -59,6 +59,21 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @classmethod
+    def from_dict(cls, fields: dict) -> Signature:
+        """The inverse of :meth:`to_dict`; other entries are left alone."""
+        return cls(
+            tuple(TensorSpec.from_dict(spec) for spec in fields["inputs"]),
+            tuple(TensorSpec.from_dict(spec) for spec in fields["outputs"]),
+        )
+
+    def to_dict(self) -> dict:
+        """For JSON: the entries ``inputs`` and ``outputs``."""
+        return {
+            "inputs": [spec.to_dict() for spec in self.inputs],
+            "outputs": [spec.to_dict() for spec in self.outputs],
+        }
+
     def bind(self, args: tuple, named: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Put positional and named arrays in the order of the inputs, and check them.
 

@@ -58,8 +58,7 @@ def run(args: argparse.Namespace) -> int:
             "artifact_bytes": path.stat().st_size,
             "library_bytes": len(compiled.library),
             "constant_bytes": sum(array.nbytes for array in compiled.constants),
-            "inputs": [spec.to_dict() for spec in compiled.signature.inputs],
-            "outputs": [spec.to_dict() for spec in compiled.signature.outputs],
+            **compiled.signature.to_dict(),
             "layers": compiled.layers,
         }
         lines = [
@@ -73,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
             "project": str(path),
             "board": compiled.board.name,
             "memory": compiled.memory,
-            "inputs": [spec.to_dict() for spec in compiled.signature.inputs],
-            "outputs": [spec.to_dict() for spec in compiled.signature.outputs],
+            **compiled.signature.to_dict(),
             "layers": compiled.layers,
         }
         lines = [

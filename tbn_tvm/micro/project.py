@@ -111,8 +111,7 @@ class Project:
             "board": self.board.name,
             "digest": self.digest,
             "versions": self.versions,
-            "inputs": [spec.to_dict() for spec in self.signature.inputs],
-            "outputs": [spec.to_dict() for spec in self.signature.outputs],
+            **self.signature.to_dict(),
             "memory": self.memory,
             "layers": self.layers,
             "files": {n: hashlib.sha256(d).hexdigest() for n, d in sorted(self.files.items())},
@@ -161,10 +160,7 @@ class Project:
         return cls(
             name=fields["name"],
             board=load_board(fields["board"]),
-            signature=Signature(
-                tuple(TensorSpec.from_dict(spec) for spec in fields["inputs"]),
-                tuple(TensorSpec.from_dict(spec) for spec in fields["outputs"]),
-            ),
+            signature=Signature.from_dict(fields),
             layers=fields["layers"],
             memory=fields["memory"],
             digest=fields["digest"],

@@ -40,6 +40,12 @@ def runs_here(feature):
     return bool(codegen.llvm_cpu_has_features(feature, here))
 
 
+def needs(feature):
+    """Skip what this machine cannot execute."""
+    if not runs_here(feature):
+        pytest.skip(f"this CPU has no {feature}")
+
+
 def tiled(m, n, p, seed):
     """A random weight whose tile is whole rows."""
     rng = np.random.default_rng(seed)
@@ -82,8 +88,7 @@ def compiled(mod, feature):
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_shape_and_batch_equals_the_expansion(isa, data):
-    if not runs_here(isa.feature):
-        pytest.skip(f"this CPU has no {isa.feature}")
+    needs(isa.feature)
     p = data.draw(st.sampled_from([1, 2, 4]))
     m, n = p * data.draw(st.integers(1, 70)), data.draw(st.integers(8, 140))
     weight = tiled(m, n, p, data.draw(st.integers(0, 2**31)))
@@ -100,8 +105,7 @@ def test_any_shape_and_batch_equals_the_expansion(isa, data):
 
 @pytest.mark.parametrize("batch", [1, 3, 40])
 def test_large_layers_share_work_between_threads_and_stay_right(batch):
-    if not runs_here("avx2"):
-        pytest.skip("this CPU has no avx2")
+    needs("avx2")
     weight = tiled(2048, 2048, 2, 0)
     assert weight.geometry.unique_rows() * weight.n >= lookup_dense.SERIAL_WORK // 2
     mod, bias = layer(weight, (tir.Var("batch", "int64"), 2048))
@@ -113,8 +117,7 @@ def test_large_layers_share_work_between_threads_and_stay_right(batch):
 
 @pytest.mark.parametrize("lead", [(), (2, 3)])
 def test_leading_axes_come_back(lead):
-    if not runs_here("avx2"):
-        pytest.skip("this CPU has no avx2")
+    needs("avx2")
     weight = tiled(24, 40, 2, 0)
     mod, bias = layer(weight, (*lead, 40))
     x = np.random.default_rng(0).normal(size=(*lead, 40)).astype("float32")
@@ -150,8 +153,7 @@ def test_a_plain_target_takes_the_reference_kernel():
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_convolutions_run_as_products_of_their_windows(data):
-    if not runs_here("avx2"):
-        pytest.skip("this CPU has no avx2")
+    needs("avx2")
     rank = data.draw(st.sampled_from([1, 2]))
     p = data.draw(st.sampled_from([1, 2, 4]))
     shape = (
