@@ -6,6 +6,7 @@ Relax pipeline.
 """
 
 from tbn_tvm.relay_passes.bind_batch import BindBatch
+from tbn_tvm.relay_passes.build_fused_kernels import BuildFusedKernels
 from tbn_tvm.relay_passes.find_tiled_weights import FindTiledWeights
 from tbn_tvm.relay_passes.fold_batch_norm import FoldBatchNorm
 from tbn_tvm.relay_passes.fuse_bias import FuseBias
@@ -13,9 +14,11 @@ from tbn_tvm.relay_passes.lower_tiled_products import LowerTiledProducts
 from tbn_tvm.relay_passes.normalise_indices import NormaliseIndices
 from tbn_tvm.relay_passes.rewrite_tiled_layers import RewriteTiledLayers
 from tbn_tvm.relay_passes.schedule_defaults import ScheduleDefaults
+from tbn_tvm.relay_passes.schedule_gpu_defaults import ScheduleGpuDefaults
 
 __all__ = [
     "BindBatch",
+    "BuildFusedKernels",
     "FindTiledWeights",
     "FoldBatchNorm",
     "FuseBias",
@@ -23,4 +26,5 @@ __all__ = [
     "NormaliseIndices",
     "RewriteTiledLayers",
     "ScheduleDefaults",
+    "ScheduleGpuDefaults",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from dataclasses import dataclass
 
 import tvm
 from tvm import relax
@@ -13,57 +14,122 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from tbn_tvm import op
 from tbn_tvm.relay_passes._match import constant_array, rewrite_functions
-from tbn_tvm.schedules import reference
+from tbn_tvm.schedules import fused, reference
 from tbn_tvm.schedules.cpu import im2col
-from tbn_tvm.schedules.families import DenseKernel, Family, family_of
+from tbn_tvm.schedules.families import Family, family_of
+from tbn_tvm.schedules.kernel import Config, Kernel
 from tbn_tvm.schedules.rules import Workload, choose
 
 # Pattern 8 of relax's OpPatternKind is opaque: never fused with a neighbour.
 _PRODUCT_ATTRS = {"op_pattern": 8, reference.TILED_PRODUCT: True}
 
 
-class LowerTiledProducts:
-    """Lower tiled products as two kernels each: dot products, then scatter.
+# Pattern 4 is "out elementwise fusable": elementwise followers join it, as they join a convolution.
+_FUSED_ATTRS = {"op_pattern": 4, reference.TILED_PRODUCT: True}
 
-    The first stage is opaque to fusion and the second is elementwise, so that following
+
+class LowerTiledProducts:
+    """Lower tiled products to the kernels that rules and records choose.
+
+    A kernel that writes outputs becomes a stand-in, which elementwise followers fuse with and
+    ``BuildFusedKernels`` replaces. Any other product becomes two functions, dot products and then
+    scatter: the first stage is opaque to fusion and the second is elementwise, so that following
     activations fuse into the stage that writes the outputs, and a memory planner may reuse the
     first stage's input and scratch for the outputs.
 
-    The tile of a chosen kernel is laid out for it here, at compile time. A product whose tile is
-    no constant, or that no rule covers, gets the reference kernel.
+    The tile is laid out for its kernel here, at compile time. A product whose tile is no
+    constant, or that no rule covers, gets the reference kernel.
 
     Parameters
     ----------
     target : tvm.target.Target
         Decides about the family of kernels.
+    records : tbn_tvm.schedules.records.Records, optional
+        Measured configurations, which go before the kernels' defaults.
     """
 
-    def __new__(cls, target: tvm.target.Target) -> tvm.transform.Pass:
+    def __new__(cls, target: tvm.target.Target, records=None) -> tvm.transform.Pass:
         family = family_of(target)
 
         @tvm.transform.module_pass(opt_level=0, name="LowerTiledProducts")
         def lower(mod: tvm.IRModule, _ctx: tvm.transform.PassContext) -> tvm.IRModule:
-            return rewrite_functions(mod, _Lowerer(mod, family))
+            return rewrite_functions(mod, _Lowerer(mod, family, records))
 
         return lower
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A kernel with its configurations, one a regime, and where each comes from."""
+
+    kernel: Kernel
+    workload: Workload
+    configs: tuple[Config, ...]
+    sources: tuple[str, ...]
+
+    def prim_func(self) -> tir.PrimFunc:
+        """The kernel's function, annotated for reports."""
+        func = self.kernel.prim_func(self.workload, self.configs)
+        return fused.annotated(func, self.kernel, self.configs, self.sources)
+
+
+def workload_of(call: relax.Call, features: frozenset[str] = frozenset()) -> Workload:
+    """What a tiled product's call computes, as rules and records see it."""
+    x, dense = call.args[0].ty, call.op.name == op.TILED_DENSE
+    axes = list(x.shape.values)
+    batch = _extent(axes[:-1] if dense else axes[:1])
+    spatial = [] if dense else axes[2:]
+    known = all(isinstance(extent, tir.IntImm) for extent in spatial)
+    return Workload(
+        call.op.name,
+        op.product_of(call),
+        int(batch) if isinstance(batch, (int, tir.IntImm)) else None,
+        str(x.dtype),
+        features,
+        None if dense else op.window_of(call),
+        tuple(int(extent) for extent in spatial) if known else (),
+        bias=len(call.args) == 4,
+    )
+
+
+def choice_of(workload: Workload, family: Family, records=None) -> Choice | None:
+    """The kernel and configurations of a workload; None for the reference kernel."""
+    name = choose(family.rules, workload)
+    if records is not None:
+        name = records.kernel(family, workload) or name
+    if name is None:
+        return None
+    kernel = family.kernels[name]
+    configs, sources = [], []
+    for regime in kernel.regimes(workload):
+        found = None if records is None else records.config(kernel, regime)
+        configs.append(kernel.default(regime) if found is None else found[0])
+        sources.append("rules" if found is None else found[1])
+    return Choice(kernel, workload, tuple(configs), tuple(sources))
+
+
 @mutator
 class _Lowerer(PyExprMutator):
-    def __init__(self, mod: tvm.IRModule, family: Family) -> None:
+    def __init__(self, mod: tvm.IRModule, family: Family, records) -> None:
         super().__init__(mod)
         self.family = family
+        self.records = records
 
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
         if not op.is_product(call):
             return call
         product, x = op.product_of(call), call.args[0]
-        kernel = self._kernel(call, product)
-        if kernel is not None and call.op.name != op.TILED_DENSE:
-            return self._windowed(call, product, kernel)
-        if kernel is not None:
-            dots = self._chosen_dots(x, call.args[1], product, kernel)
+        choice = None
+        if constant_array(call.args[1]) is not None:
+            workload = workload_of(call, self.family.features)
+            choice = choice_of(workload, self.family, self.records)
+        if choice is not None and choice.kernel.writes_outputs:
+            return self._stand_in(call, choice)
+        if choice is not None and not choice.workload.is_dense:
+            return self._windowed(call, choice)
+        if choice is not None:
+            dots = self._chosen_dots(x, call.args[1], choice)
         elif self.family.splits_reference:
             dots = self.builder_.emit(self._reference_dots(call, product))
         else:
@@ -79,30 +145,29 @@ class _Lowerer(PyExprMutator):
             primfunc_name_hint=f"{_short(call)}_scatter",
         )
 
-    def _kernel(self, call: relax.Call, product: reference.Product) -> DenseKernel | None:
-        if constant_array(call.args[1]) is None:
-            return None
-        x = call.args[0].ty
-        batch = _extent(x.shape.values[:-1]) if call.op.name == op.TILED_DENSE else None
-        if call.op.name != op.TILED_DENSE and any(
-            not isinstance(extent, tir.IntImm) for extent in x.shape.values[2:]
-        ):
-            return None
-        workload = Workload(
-            call.op.name,
-            product,
-            int(batch) if isinstance(batch, (int, tir.IntImm)) else None,
-            str(x.dtype),
-            self.family.features,
+    def _stand_in(self, call: relax.Call, choice: Choice) -> relax.Expr:
+        """A block that stands for the kernel until TVM has fused what follows."""
+        kernel, workload = choice.kernel, choice.workload
+        words = kernel.layout(constant_array(call.args[1]), workload, choice.configs)
+        operands = [call.args[0], relax.const(words), *call.args[2:]]
+        plan = {
+            "kernel": kernel.name,
+            "workload": workload.to_dict(),
+            "configs": [dict(config) for config in choice.configs],
+            "sources": list(choice.sources),
+            "reads": len(operands),
+        }
+        shape = call.ty.shape.values
+        return self.builder_.call_te(
+            lambda *tensors: fused.stand_in(list(tensors), shape, plan),
+            *operands,
+            primfunc_name_hint=_short(call),
+            primfunc_attrs=_FUSED_ATTRS,
         )
-        name = choose(self.family.rules, workload)
-        return None if name is None else self.family.kernels[name]
 
-    def _windowed(
-        self, call: relax.Call, product: reference.Product, kernel: DenseKernel
-    ) -> relax.Expr:
+    def _windowed(self, call: relax.Call, choice: Choice) -> relax.Expr:
         """A convolution as a dense product of its windows with the unique filters."""
-        x, window = call.args[0], op.window_of(call)
+        x, window, product = call.args[0], op.window_of(call), choice.workload.product
         shape = im2col.columns_shape(x.ty.shape.values, window)
         batch, extents = shape[0], shape[1 : 1 + len(window.kernel)]
         func = im2col.prim_func(x.ty.shape.values, window).with_attr("op_pattern", 8)
@@ -114,9 +179,7 @@ class _Lowerer(PyExprMutator):
         columns = self.builder_.emit(
             relax.op.reshape(windows, [batch, math.prod(extents), product.geometry.n])
         )
-        bits = constant_array(call.args[1])
-        tile = relax.const(im2col.taps_first(bits, product, math.prod(window.kernel)))
-        dots = self._chosen_dots(columns, tile, product, kernel)
+        dots = self._chosen_dots(columns, call.args[1], choice)
         dtype = str(x.ty.dtype)
         return self.builder_.call_te(
             lambda dots, alpha, bias=None: reference.window_scatter(
@@ -127,22 +190,19 @@ class _Lowerer(PyExprMutator):
             primfunc_name_hint=f"{_short(call)}_scatter",
         )
 
-    def _chosen_dots(
-        self, x: relax.Expr, tile: relax.Expr, product: reference.Product, kernel: DenseKernel
-    ) -> relax.Expr:
+    def _chosen_dots(self, x: relax.Expr, tile: relax.Expr, choice: Choice) -> relax.Expr:
         """The chosen kernel over the input as a matrix; its result with the leading axes back."""
+        kernel, workload = choice.kernel, choice.workload
         lead = list(x.ty.shape.values[:-1])
         batch = _extent(lead)
         if len(lead) != 1:
-            x = self.builder_.emit(relax.op.reshape(x, [batch, product.geometry.n]))
-        words = relax.const(kernel.layout(constant_array(tile), product))
-        func = kernel.prim_func(
-            product, int(batch) if isinstance(batch, (int, tir.IntImm)) else None
-        )
-        rows = kernel.rows(product)
+            x = self.builder_.emit(relax.op.reshape(x, [batch, workload.product.geometry.n]))
+        words = relax.const(kernel.layout(constant_array(tile), workload, choice.configs))
+        func = choice.prim_func().with_attrs(_PRODUCT_ATTRS)
+        rows = kernel.rows(workload, choice.configs)
         dots = self.builder_.emit(
             relax.call_tir(
-                self.builder_.add_func(func.with_attrs(_PRODUCT_ATTRS), "lookup_dense"),
+                self.builder_.add_func(func, "lookup_dense"),
                 [x, words],
                 relax.TensorType([batch, rows, 1], "float32"),
             )

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import tvm
-from tvm import tirx as tir
 from tvm.target import codegen
 
-from tbn_tvm.schedules.reference import Product
+from tbn_tvm.schedules.kernel import Kernel
 from tbn_tvm.schedules.rules import Rule
-
-
-@dataclass(frozen=True)
-class DenseKernel:
-    """A kernel for the dot products of a dense product whose tile is whole rows.
-
-    Attributes
-    ----------
-    layout : callable
-        ``(packed tile, product) -> array``: the tile as the kernel reads it.
-    prim_func : callable
-        ``(product, batch or None) -> PrimFunc`` over ``x (batch, n)``, the laid-out tile and
-        ``dots (batch, rows, 1)``, all float32 but the tile.
-    rows : callable
-        ``product -> int``: the rows of ``dots``; those past the unique rows are never read.
-    """
-
-    layout: Callable[[np.ndarray, Product], np.ndarray]
-    prim_func: Callable[[Product, int | None], tir.PrimFunc]
-    rows: Callable[[Product], int]
 
 
 @dataclass(frozen=True)
@@ -40,38 +17,43 @@ class Family:
 
     Attributes
     ----------
+    name : str
+        ``cpu``, ``cuda`` or ``cortex_m``.
     rules : tuple of Rule
         In order of preference.
-    kernels : dict of str to DenseKernel
-        By the name that rules use.
+    kernels : dict of str to Kernel
+        By the name that rules and records use.
     features : frozenset of str
-        CPU features of the target at hand.
+        Features of the target at hand.
     splits_reference : bool
         Whether products that no rule covers are lowered as two kernels too, so that a memory
         planner sees the stages' lifetimes; otherwise they legalise to one fused kernel.
     """
 
+    name: str
     rules: tuple[Rule, ...]
-    kernels: dict[str, DenseKernel]
+    kernels: dict[str, Kernel]
     features: frozenset[str]
     splits_reference: bool
 
 
 def family_of(target: tvm.target.Target) -> Family:
-    """The family of a TVM target: ``c`` is bare metal, everything else a CPU of TVM's run time."""
-    if target.kind.name == "c":
+    """The family of a TVM target: ``c`` is bare metal, ``cuda`` and ``opencl`` are GPUs,
+    everything else a CPU of TVM's run time."""
+    kind = target.kind.name
+    if kind == "c":
         from tbn_tvm.schedules import cortex_m
 
-        return Family(cortex_m.RULES, cortex_m.KERNELS, frozenset(), splits_reference=True)
+        return Family("cortex_m", cortex_m.RULES, cortex_m.KERNELS, frozenset(), True)
+    if kind in ("cuda", "opencl"):
+        from tbn_tvm.schedules import cuda
+
+        return Family("cuda", cuda.RULES, cuda.KERNELS, cuda.features(target), False)
     from tbn_tvm.schedules import cpu
 
     wanted = {rule.feature for rule in cpu.RULES if rule.feature}
-    present = frozenset(
-        feature
-        for feature in wanted
-        if target.kind.name == "llvm" and _has_feature(feature, target)
-    )
-    return Family(cpu.RULES, cpu.KERNELS, present, splits_reference=False)
+    present = frozenset(f for f in wanted if kind == "llvm" and _has_feature(f, target))
+    return Family("cpu", cpu.RULES, cpu.KERNELS, present, False)
 
 
 def _has_feature(feature: str, target: tvm.target.Target) -> bool:

@@ -6,11 +6,14 @@ none fits the reference kernel is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tbn_tvm.schedules.reference import Product
-from tbn_tvm.tiling import Alignment
+from tbn_tvm.schedules.reference import Product, Window
+from tbn_tvm.tiling import Alignment, Geometry
+
+DENSE = "relax.tbn.tiled_dense"
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,17 @@ class Workload:
     product : Product
         What is multiplied.
     batch : int or None
-        Number of input vectors of a dense product; None where it is symbolic, or not dense.
+        Number of input vectors of a dense product, or of images; None where it is symbolic.
     dtype : str
         Of the activations.
     features : frozenset of str
-        CPU features of the target.
+        Features of the target: of the CPU, or the GPU's ``sm_80`` and newer ones it includes.
+    window : Window, optional
+        Of a convolution.
+    extents : tuple of int, optional
+        Spatial extents of a convolution's input; empty where they are symbolic, or not meant.
+    bias : bool
+        Whether a bias is added.
     """
 
     operator: str
@@ -36,11 +45,89 @@ class Workload:
     batch: int | None
     dtype: str
     features: frozenset[str] = frozenset()
+    window: Window | None = None
+    extents: tuple[int, ...] = ()
+    bias: bool = False
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether this is a dense product, not a convolution."""
+        return self.operator == DENSE
+
+    @property
+    def out_extents(self) -> tuple[int, ...]:
+        """Spatial extents of a convolution's output."""
+        return tuple(int(e) for e in self.window.output_extents(list(self.extents)))
+
+    @property
+    def taps(self) -> int:
+        """Elements of a convolution's window; 1 for a dense product."""
+        return math.prod(self.window.kernel) if self.window else 1
+
+    @property
+    def channels(self) -> int:
+        """Input channels of a group; the input length of a dense product."""
+        return self.product.geometry.n // self.taps
+
+    def at_batch(self, batch: int | None) -> Workload:
+        """The same with another batch."""
+        return replace(self, batch=batch)
+
+    def to_dict(self) -> dict:
+        """What identifies the computation, for records: all but the target's features."""
+        geometry = self.product.geometry
+        window = self.window
+        return {
+            "operator": self.operator.removeprefix("relax."),
+            "m": geometry.m,
+            "n": geometry.n,
+            "q": geometry.q,
+            "alpha": self.product.alpha_layout.name.lower(),
+            "groups": self.product.groups,
+            "batch": self.batch,
+            "dtype": self.dtype,
+            "bias": self.bias,
+            "extents": list(self.extents),
+            "window": None
+            if window is None
+            else {
+                "kernel": list(window.kernel),
+                "strides": list(window.strides),
+                "padding": list(window.padding),
+                "dilation": list(window.dilation),
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict, features: frozenset[str] = frozenset()) -> Workload:
+        """The inverse of :meth:`to_dict`."""
+        geometry = Geometry(data["m"], data["n"], data["q"])
+        counts = {
+            "layer": 1,
+            "tile": geometry.p,
+            "row": geometry.m,
+            "segment": geometry.m * geometry.segments,
+        }
+        window = data["window"]
+        return cls(
+            f"relax.{data['operator']}",
+            Product(geometry, counts[data["alpha"]], data["groups"]),
+            data["batch"],
+            data["dtype"],
+            features,
+            None if window is None else Window(**{k: tuple(v) for k, v in window.items()}),
+            tuple(data["extents"]),
+            data["bias"],
+        )
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A kernel and the workloads it is right for. None means any."""
+    """A kernel and the workloads it is right for. None means any.
+
+    ``max_segments`` bounds the pieces of constant alpha a row is computed in: 1 covers tiles of
+    whole rows, and every other alignment with one alpha a layer or a row.
+    """
 
     kernel: str
     operators: tuple[str, ...]
@@ -49,21 +136,27 @@ class Rule:
     batch: int | None = None
     feature: str | None = None
     min_unique_rows: int = 1
-    max_groups: int = 1
+    max_groups: int | None = 1
     min_row_length: int = 1
+    min_channels: int = 1
+    max_segments: int | None = None
+    known_extents: bool = False
 
     def fits(self, workload: Workload) -> bool:
         """Whether the rule covers a workload."""
         product = workload.product
         return (
             workload.operator in self.operators
-            and product.groups <= self.max_groups
+            and (self.max_groups is None or product.groups <= self.max_groups)
             and (self.alignments is None or product.geometry.alignment in self.alignments)
             and (self.dtypes is None or workload.dtype in self.dtypes)
             and (self.batch is None or workload.batch == self.batch)
             and (self.feature is None or self.feature in workload.features)
             and product.unique_rows >= self.min_unique_rows
             and product.geometry.n >= self.min_row_length
+            and workload.channels >= self.min_channels
+            and (self.max_segments is None or product.segments <= self.max_segments)
+            and (not self.known_extents or workload.is_dense or bool(workload.extents))
         )
 
 

@@ -14,8 +14,10 @@ import numpy as np
 from tvm import s_tir, te
 from tvm import tirx as tir
 
+from tbn_tvm.schedules.kernel import Config, Kernel
+from tbn_tvm.schedules.layouts import sign_rows
 from tbn_tvm.schedules.reference import SCHEDULED, Product
-from tbn_tvm.tiling import unpack_bits
+from tbn_tvm.schedules.rules import Workload
 
 TABLE_COLUMNS = 4
 """Columns a table covers: 16 entries."""
@@ -26,29 +28,41 @@ WORD_TABLES = 8
 WORD_COLUMNS = TABLE_COLUMNS * WORD_TABLES
 
 
-def column_words(tile: np.ndarray, product: Product) -> np.ndarray:
-    """Lay a tile of whole rows out for :func:`prim_func`.
+def column_words(signs: np.ndarray) -> np.ndarray:
+    """Lay sign rows out for :func:`prim_func`.
 
     Parameters
     ----------
-    tile : numpy.ndarray
-        uint8, the packed tile of ``unique_rows`` rows of ``n`` bits.
-    product : Product
-        With the alignment ``WHOLE_ROWS``.
+    signs : numpy.ndarray
+        bool, shape ``(rows, columns)``.
 
     Returns
     -------
     numpy.ndarray
-        uint32, shape ``(ceil(n / 32), unique_rows)``: bit ``b`` of word ``[g, i]`` is the sign
-        of row ``i`` in column ``32 * g + b``; columns past ``n`` are clear.
+        uint32, shape ``(ceil(columns / 32), rows)``: bit ``b`` of word ``[g, i]`` is the sign of
+        row ``i`` in column ``32 * g + b``; columns past the end are clear.
     """
-    rows, columns = product.unique_rows, product.geometry.n
-    bits = unpack_bits(tile, rows * columns).reshape(rows, columns)
+    rows, columns = signs.shape
     words = -(-columns // WORD_COLUMNS)
     padded = np.zeros((rows, words * WORD_COLUMNS), dtype=bool)
-    padded[:, :columns] = bits
+    padded[:, :columns] = signs
     packed = np.packbits(padded, axis=1, bitorder="little").view("<u4")
     return np.ascontiguousarray(packed.T.astype(np.uint32))
+
+
+class LookupDense(Kernel):
+    """Four columns a table, one lookup and addition for four weights of a row."""
+
+    name = "lookup_dense"
+
+    def layout(
+        self, tile: np.ndarray, workload: Workload, configs: tuple[Config, ...]
+    ) -> np.ndarray:
+        (signs,) = sign_rows(tile, workload.product)
+        return column_words(signs)
+
+    def prim_func(self, workload: Workload, configs: tuple[Config, ...]) -> tir.PrimFunc:
+        return prim_func(workload.product)
 
 
 def prim_func(product: Product) -> tir.PrimFunc:

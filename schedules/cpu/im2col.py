@@ -6,34 +6,10 @@ reordered to match when it is laid out, which costs nothing at run time.
 
 from __future__ import annotations
 
-import numpy as np
 from tvm import s_tir, te
 from tvm import tirx as tir
 
-from tbn_tvm.schedules.reference import SCHEDULED, Product, Window
-from tbn_tvm.tiling import pack_bits, unpack_bits
-
-
-def taps_first(tile: np.ndarray, product: Product, taps: int) -> np.ndarray:
-    """Reorder the columns of a tile of whole rows from channel-major to tap-major.
-
-    Parameters
-    ----------
-    tile : numpy.ndarray
-        uint8, the packed tile of ``unique_rows`` rows of ``channels * taps`` bits.
-    product : Product
-        With the alignment ``WHOLE_ROWS``.
-    taps : int
-        Elements of the convolution's window.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8, packed rows of ``taps * channels`` bits.
-    """
-    rows, columns = product.unique_rows, product.geometry.n
-    bits = unpack_bits(tile, rows * columns).reshape(rows, columns // taps, taps)
-    return pack_bits(bits.transpose(0, 2, 1))
+from tbn_tvm.schedules.reference import SCHEDULED, Window
 
 
 def prim_func(shape, window: Window) -> tir.PrimFunc:

@@ -8,14 +8,17 @@ multiply-add does 16 (8). Row signs are stored a word a row, so the shifted word
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from tvm import tirx as tir
 from tvm.script import tirx as T
 
-from tbn_tvm.schedules.reference import SCHEDULED, Product
-from tbn_tvm.tiling import unpack_bits
+from tbn_tvm.schedules.kernel import Config, Kernel
+from tbn_tvm.schedules.layouts import sign_rows, taps_first
+from tbn_tvm.schedules.reference import SCHEDULED
+from tbn_tvm.schedules.rules import Workload
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Shape:
     isa: Isa
     rows: int
     columns: int
+    max_block: int = MAX_BLOCK
 
     @property
     def words(self) -> int:
@@ -79,7 +83,7 @@ class Shape:
     @property
     def block(self) -> int:
         """Vectors of rows in a block."""
-        return min(MAX_BLOCK, -(-self.rows // self.isa.lanes))
+        return min(self.max_block, -(-self.rows // self.isa.lanes))
 
     @property
     def blocks(self) -> int:
@@ -92,17 +96,15 @@ class Shape:
         return self.blocks * self.block * self.isa.lanes
 
 
-def row_words(tile: np.ndarray, product: Product, isa: Isa) -> np.ndarray:
-    """Lay a tile of whole rows out for :func:`prim_func`.
+def row_words(signs: np.ndarray, shape: Shape) -> np.ndarray:
+    """Lay sign rows out for :func:`prim_func`.
 
     Parameters
     ----------
-    tile : numpy.ndarray
-        uint8, the packed tile of ``unique_rows`` rows of ``n`` bits.
-    product : Product
-        With the alignment ``WHOLE_ROWS``.
-    isa : Isa
-        For which instruction set.
+    signs : numpy.ndarray
+        bool, shape ``(rows, columns)``.
+    shape : Shape
+        How they fall into blocks.
 
     Returns
     -------
@@ -110,10 +112,9 @@ def row_words(tile: np.ndarray, product: Product, isa: Isa) -> np.ndarray:
         uint32, shape ``(blocks, words, block, lanes)``: bit ``b`` of a word is the sign of its
         row in column ``word * word_columns + b``; rows and columns past the end are clear.
     """
-    shape = Shape(isa, product.unique_rows, product.geometry.n)
-    bits = unpack_bits(tile, shape.rows * shape.columns).reshape(shape.rows, shape.columns)
+    isa = shape.isa
     padded = np.zeros((shape.padded_rows, shape.words * isa.word_columns), dtype=bool)
-    padded[: shape.rows, : shape.columns] = bits
+    padded[: shape.rows, : shape.columns] = signs
     full = np.zeros((shape.padded_rows, shape.words, 32), dtype=bool)
     full[..., : isa.word_columns] = padded.reshape(shape.padded_rows, shape.words, -1)
     words = np.packbits(full, axis=2, bitorder="little").view("<u4")[..., 0].astype(np.uint32)
@@ -121,14 +122,14 @@ def row_words(tile: np.ndarray, product: Product, isa: Isa) -> np.ndarray:
     return np.ascontiguousarray(blocked.transpose(0, 3, 1, 2))
 
 
-def prim_func(product: Product, batch: int | None, isa: Isa) -> tir.PrimFunc:
+def prim_func(shape: Shape, batch: int | None) -> tir.PrimFunc:
     """The kernel ``(x, words, dots)``.
 
     ``x`` is float32 ``(batch, n)``, ``words`` as :func:`row_words` makes them, ``dots`` float32
     ``(batch, padded rows, 1)``, of which the first ``unique_rows`` are meant. ``batch`` None is any
     number, read at run time.
     """
-    shape = Shape(isa, product.unique_rows, product.geometry.n)
+    isa = shape.isa
     lanes, tables, columns = isa.lanes, isa.tables, isa.columns
     n, words, block, blocks = shape.columns, shape.words, shape.block, shape.blocks
     work = shape.rows * n
@@ -239,3 +240,45 @@ def prim_func(product: Product, batch: int | None, isa: Isa) -> tir.PrimFunc:
                     sharing_rows(x, signs, dots, batch)
 
     return kernel.with_attrs({"tirx.noalias": True, SCHEDULED: True})
+
+
+class LookupDense(Kernel):
+    """Tabulated sums of activations, looked up for a vector of unique rows at once.
+
+    Parameters
+    ----------
+    isa : Isa
+        The instruction set.
+
+    Notes
+    -----
+    ``block`` is the number of vectors of rows that share a table while it is in a register.
+    """
+
+    def __init__(self, isa: Isa) -> None:
+        self.isa = isa
+        self.name = f"lookup_{isa.feature}"
+
+    def space(self, workload: Workload) -> dict[str, tuple[int, ...]]:
+        return {"block": (MAX_BLOCK, 1, 2, 3, 6, 8)}
+
+    def shape(self, workload: Workload, configs: tuple[Config, ...]) -> Shape:
+        """Blocks and words of a workload."""
+        product = workload.product
+        return Shape(self.isa, product.unique_rows, product.geometry.n, configs[0]["block"])
+
+    def rows(self, workload: Workload, configs: tuple[Config, ...]) -> int:
+        return self.shape(workload, configs).padded_rows
+
+    def layout(
+        self, tile: np.ndarray, workload: Workload, configs: tuple[Config, ...]
+    ) -> np.ndarray:
+        (signs,) = sign_rows(tile, workload.product)
+        return row_words(taps_first(signs, workload.taps), self.shape(workload, configs))
+
+    def prim_func(self, workload: Workload, configs: tuple[Config, ...]) -> tir.PrimFunc:
+        # A convolution's windows are the samples of the dense product.
+        batch = workload.batch
+        if not workload.is_dense:
+            batch = None if batch is None else batch * math.prod(workload.out_extents)
+        return prim_func(self.shape(workload, configs), batch)

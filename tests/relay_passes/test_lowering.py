@@ -97,8 +97,7 @@ def test_a_dense_product_with_enough_unique_rows_gets_the_lookup_kernel_and_its_
 def test_column_words_hold_every_sign_in_its_place(rows, columns):
     signs = RNG.choice([-1, 1], rows * columns)
     weight = TiledTensor.from_signs(signs, [1.0], (rows, columns))
-    product = tbn.Product(weight.geometry, 1)
-    words = lookup_dense.column_words(weight.tile, product)
+    words = lookup_dense.column_words(weight.signs().reshape(rows, columns) > 0)
     for row in range(rows):
         for column in range(columns):
             bit = words[column // 32, row] >> (column % 32) & 1

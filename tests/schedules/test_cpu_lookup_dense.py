@@ -14,6 +14,7 @@ from tvm.target import codegen
 
 from tbn_tvm import op, pipeline
 from tbn_tvm.schedules.cpu import lookup_dense
+from tbn_tvm.schedules.layouts import sign_rows
 from tbn_tvm.schedules.reference import Product
 from tbn_tvm.tiling import TiledTensor
 
@@ -130,9 +131,9 @@ def test_leading_axes_come_back(lead):
 @pytest.mark.parametrize(("rows", "columns"), [(1, 8), (16, 32), (17, 31), (70, 100)])
 def test_row_words_hold_every_sign_in_its_place(isa, rows, columns):
     weight = tiled(rows, columns, 1, 0)
-    product = Product(weight.geometry, 1)
-    words = lookup_dense.row_words(weight.tile, product, isa)
     shape = lookup_dense.Shape(isa, rows, columns)
+    (signs,) = sign_rows(weight.tile, Product(weight.geometry, 1))
+    words = lookup_dense.row_words(signs, shape)
     assert words.shape == (shape.blocks, shape.words, shape.block, isa.lanes)
     signs = weight.signs().reshape(rows, columns)
     for row in range(rows):

@@ -1,0 +1,21 @@
+"""Kernels for NVIDIA GPUs and the rules that choose among them."""
+
+from __future__ import annotations
+
+import tvm
+
+from tbn_tvm.schedules.kernel import Kernel
+from tbn_tvm.schedules.rules import Rule
+
+KERNELS: dict[str, Kernel] = {}
+
+RULES: tuple[Rule, ...] = ()
+
+
+def features(target: tvm.target.Target) -> frozenset[str]:
+    """The compute capabilities whose instructions a target has: ``sm_80`` and newer."""
+    if target.kind.name != "cuda":
+        return frozenset()
+    digits = "".join(c for c in str(target.attrs.get("arch", "sm_80")) if c.isdigit())
+    present = {f"sm_{known}" for known in (80, 90) if int(digits) >= known}
+    return frozenset(present | ({"sm_90a"} if int(digits) == 90 else set()))
