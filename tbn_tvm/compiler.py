@@ -12,13 +12,13 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tbn_tvm import __version__
+from tbn_tvm import __version__, cuda
 from tbn_tvm._tvm import FFI_VERSION, installed
 from tbn_tvm.errors import TbnError, ToolError, UsageError
 from tbn_tvm.signature import Signature, TensorSpec
@@ -64,6 +64,78 @@ class Imported:
     signature: Signature
     layers: list = field(default_factory=list)
     program: ExportedProgram | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile for TVM's run time; parameters as for :func:`compile`."""
+
+    batch: int | None = None
+    max_batch: int | None = None
+    cuda_graph: bool = False
+
+    def check(self, target) -> None:
+        """Refuse what contradicts itself or the target, before a model is read.
+
+        Parameters
+        ----------
+        target : dict or Board
+            What :func:`resolve_target` returned.
+
+        Raises
+        ------
+        UsageError
+            With what to change.
+        """
+        for flag, size in (("--batch", self.batch), ("--max-batch", self.max_batch)):
+            if size is None:
+                continue
+            if size < 1:
+                raise UsageError(f"{flag} {size}: expected at least 1")
+            if not isinstance(target, dict):
+                raise UsageError(f"{flag}: a board runs one sample after the other, of any number")
+        if self.batch is not None and self.max_batch is not None:
+            raise UsageError("--batch fixes the batch and --max-batch keeps it free: give one")
+        if not self.cuda_graph:
+            return
+        if not isinstance(target, dict) or target["kind"] != "cuda":
+            raise UsageError("--cuda-graph: only a cuda target has CUDA graphs")
+        if self.max_batch is not None:
+            raise UsageError("--cuda-graph needs fixed shapes: give --batch, not --max-batch")
+
+    def applied(self, model: Imported) -> Imported:
+        """The model with its batch fixed or bounded as asked for.
+
+        Raises
+        ------
+        UsageError
+            Where it has no symbolic batch, or other symbolic dimensions as well.
+        """
+        free = sorted({e for spec in model.signature.inputs for e in spec.shape if str(e) == e})
+        asked = self.batch if self.batch is not None else self.max_batch
+        if asked is not None and free != ["batch"]:
+            shapes = ", ".join(map(str, model.signature.inputs))
+            raise UsageError(
+                f"{'--batch' if self.batch is not None else '--max-batch'} {asked}: the model's "
+                f"inputs are {shapes}: expected one symbolic dimension, first in each; name it in "
+                "dynamic_shapes of torch.export.export"
+            )
+        if self.cuda_graph and free and self.batch is None:
+            raise UsageError(
+                f"--cuda-graph needs fixed shapes, and {', '.join(free)} is free: fix it with "
+                "--batch N"
+            )
+        if self.batch is not None:
+            from tbn_tvm.relay_passes import BindBatch
+
+            mod = BindBatch(self.batch)(model.mod)
+            return replace(model, mod=mod, signature=_signature_of(mod))
+        if self.max_batch is not None:
+            mod = model.mod.clone()
+            bound = {"batch": self.max_batch}
+            mod["main"] = mod["main"].with_attr("tir_var_upper_bound", bound)
+            return replace(model, mod=mod)
+        return model
 
 
 def load_model(spec: str | os.PathLike) -> ExportedProgram:
@@ -157,6 +229,9 @@ def compile(
     name: str | None = None,
     dump_ir: str | os.PathLike | None = None,
     progress: Callable[[str], None] | None = None,
+    batch: int | None = None,
+    max_batch: int | None = None,
+    cuda_graph: bool = False,
 ) -> Artifact | Project:
     """Compile a model.
 
@@ -165,14 +240,21 @@ def compile(
     model : str, path, ExportedProgram or Imported
         See :func:`load_model`.
     target : str or dict
-        ``llvm`` (any CPU of this architecture), ``host`` (this machine's CPU), a TVM target as a
-        dict or as JSON, or a board's name (see ``tbn-tvm micro boards``).
+        ``llvm`` (any CPU of this architecture), ``host`` (this machine's CPU), ``cuda`` (the GPU
+        present, else sm_80) or ``cuda=sm_90``, a TVM target as a dict or as JSON, or a board's
+        name (see ``tbn-tvm micro boards``). Compiling for cuda takes nvcc, and no GPU.
     name : str, optional
         The model's name, from which generated C takes its identifiers.
     dump_ir : path, optional
         A folder for the IR after each phase.
     progress : callable, optional
         Called with a word on each step.
+    batch : int, optional
+        Fix the model's symbolic batch to this size.
+    max_batch : int, optional
+        Keep it symbolic up to this size, for which memory is planned ahead.
+    cuda_graph : bool
+        Launch kernels as a CUDA graph; only for cuda and fixed shapes.
 
     Returns
     -------
@@ -181,12 +263,16 @@ def compile(
     """
     tell = progress or (lambda _text: None)
     resolved = resolve_target(target)
+    options = Options(batch, max_batch, cuda_graph)
+    options.check(resolved)
+    if isinstance(resolved, dict) and resolved["kind"] == "cuda":
+        cuda.find_nvcc()  # told now rather than when everything before it is done
     if not isinstance(model, Imported):
         tell("importing")
         model = import_model(model, name=name, dump_ir=dump_ir)
     tell("lowering")
     if isinstance(resolved, dict):
-        return _compile_host(model, resolved, _as_path(dump_ir), tell)
+        return _compile_for_tvm(model, resolved, options, _as_path(dump_ir), tell)
     from tbn_tvm.micro.project import create_project
 
     return create_project(model, resolved, dump_ir=_as_path(dump_ir))
@@ -207,6 +293,8 @@ def resolve_target(target: str | dict):
             return {"kind": "llvm"}
         if target == "host":
             return _this_cpu()
+        if target == "cuda" or target.startswith("cuda="):
+            return _cuda_target(target.removeprefix("cuda=") if target != "cuda" else None)
         if target in board_names():
             return load_board(target)
         if target.lstrip().startswith("{"):
@@ -215,19 +303,24 @@ def resolve_target(target: str | dict):
             except ValueError as error:
                 raise UsageError(f"target {target!r} is not valid JSON: {error}") from None
         else:
-            known = ", ".join(["llvm", "host", *board_names()])
+            known = ", ".join(["llvm", "host", "cuda", "cuda=sm_90", *board_names()])
             raise UsageError(
                 f"unknown target {target!r}: expected {known}, or a TVM target as JSON"
             )
-    if target.get("kind") != "llvm":
-        raise UsageError(f"target kind {target.get('kind')!r}: expected llvm or a board's name")
-    import tvm
+    if target.get("kind") not in ("llvm", "cuda"):
+        raise UsageError(
+            f"target kind {target.get('kind')!r}: expected llvm, cuda or a board's name"
+        )
     from tvm.target import codegen
 
+    if target["kind"] == "cuda":
+        target = {**target, **_cuda_target(target.get("arch"))}
     try:
-        tvm.target.Target(target)
+        _tvm_target(target)
     except Exception as error:
         raise UsageError(f"TVM refuses the target {target}: {_first_line(error)}") from None
+    if target["kind"] == "cuda":
+        return target
     triple = target.get("mtriple") or codegen.llvm_get_system_triple()
     cpu = target.get("mcpu") or "generic"
     # Of an unknown CPU LLVM makes a generic one, and only logs it.
@@ -236,18 +329,65 @@ def resolve_target(target: str | dict):
     return target
 
 
-def _compile_host(model: Imported, target: dict, dump_ir: Path | None, tell) -> Artifact:
-    import tvm
+def _compile_for_tvm(
+    model: Imported, target: dict, options: Options, dump_ir: Path | None, tell
+) -> Artifact:
 
     from tbn_tvm import pipeline
+    from tbn_tvm.memory import plan_memory
     from tbn_tvm.relay_passes.lift_constants import lift_constants
     from tbn_tvm.runtime import Artifact
 
-    tvm_target = tvm.target.Target(target)
+    model = options.applied(model)
+    tvm_target = _tvm_target(target)
     mod = pipeline.run(model.mod, pipeline.host_phases(tvm_target), tvm_target, dump_ir)
     mod, constants = lift_constants(mod)
+    mod = pipeline.run(mod, pipeline.plan_phases(), tvm_target, dump_ir)
+    memory = plan_memory(
+        mod,
+        constants,
+        model.signature,
+        options.batch or options.max_batch or 1,
+        keep_all=options.cuda_graph,
+    )
     tell("building")
-    executable = tvm.compile(mod, target=tvm_target)
+    with cuda.taking_source() as sources:
+        library = _build(mod, tvm_target, options)
+    return Artifact(
+        name=model.name,
+        target=target,
+        signature=model.signature,
+        library=library,
+        constants=tuple(constants),
+        layers=[layer.to_dict() for layer in model.layers],
+        versions=versions(),
+        memory=memory.to_dict(),
+        max_batch=options.max_batch,
+        device_code={
+            reference: cuda.compile_source(source, target["arch"])
+            for reference, source in sources.items()
+        },
+        source="\n".join(sources.values()),
+    )
+
+
+def _tvm_target(target: dict) -> tvm.target.Target:
+    import tvm
+
+    if target["kind"] == "cuda" and "host" not in target:
+        return tvm.target.Target(target, host={"kind": "llvm"})
+    return tvm.target.Target(target)
+
+
+def _build(mod: tvm.IRModule, target: tvm.target.Target, options: Options) -> bytes:
+    """The shared library of a planned module."""
+    import tvm
+
+    from tbn_tvm import pipeline
+
+    config = {"relax.backend.use_cuda_graph": options.cuda_graph}
+    with tvm.transform.PassContext(config=config):
+        executable = tvm.compile(mod, target=target, relax_pipeline=pipeline.finish_pipeline())
     with tempfile.TemporaryDirectory(prefix="tbn_tvm_") as folder:
         path = Path(folder) / "library.so"
         try:
@@ -257,16 +397,7 @@ def _compile_host(model: Imported, target: dict, dump_ir: Path | None, tell) -> 
                 f"the library could not be linked: {_first_line(error)}; a C++ compiler is needed "
                 "(Debian: apt-get install g++)"
             ) from None
-        library = path.read_bytes()
-    return Artifact(
-        name=model.name,
-        target=target,
-        signature=model.signature,
-        library=library,
-        constants=tuple(constants),
-        layers=[layer.to_dict() for layer in model.layers],
-        versions=versions(),
-    )
+        return path.read_bytes()
 
 
 def versions() -> dict:
@@ -384,6 +515,13 @@ def _name_batch(mod: tvm.IRModule) -> tvm.IRModule:
         return mod
     (symbol,) = symbols
     return relax.transform.BindSymbolicVars({symbol: tir.Var("batch", "int64")}, "main")(mod)
+
+
+def _cuda_target(arch: str | None) -> dict:
+    """The target of an architecture; where none is given, of the device present, or the default."""
+    if arch is None:
+        arch = cuda.device_arch() or cuda.DEFAULT_ARCH
+    return {"kind": "cuda", "arch": cuda.check_arch(str(arch))}
 
 
 def _this_cpu() -> dict:

@@ -35,6 +35,11 @@ def simplify() -> list[tvm.transform.Pass]:
     ]
 
 
+def dispatch() -> list[tvm.transform.Pass]:
+    """Phase 3, first: operators that TVM's run time has routines for."""
+    return [relax.backend.DispatchSampling(), relax.backend.DispatchSortScan()]
+
+
 def lower(target: tvm.target.Target) -> list[tvm.transform.Pass]:
     """Phase 3: operators become loops; activations fuse into the kernels that feed them."""
     return [
@@ -44,8 +49,53 @@ def lower(target: tvm.target.Target) -> list[tvm.transform.Pass]:
         relax.transform.FoldConstant(),
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
+        relay_passes.BuildFusedKernels(target),
         relay_passes.ScheduleDefaults(threads=target.kind.name == "llvm"),
         relax.transform.DeadCodeElimination(),
+    ]
+
+
+def lower_gpu(target: tvm.target.Target) -> list[tvm.transform.Pass]:
+    """Phase 3 for GPUs: every kernel leaves it bound to blocks and threads."""
+    return [
+        relay_passes.LowerTiledProducts(target),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relay_passes.BuildFusedKernels(target),
+        relax.transform.DeadCodeElimination(),
+        # While reshapes still look like reshapes: scheduled, they are copies like any other.
+        relax.transform.RewriteDataflowReshape(),
+        relay_passes.ScheduleGpuDefaults(target),
+    ]
+
+
+def plan() -> list[tvm.transform.Pass]:
+    """Phase 4 for TVM's run time: kernels write where a static plan says."""
+    return [
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+    ]
+
+
+def finish() -> list[tvm.transform.Pass]:
+    """Phase 5 for TVM's run time: what its virtual machine executes.
+
+    CUDA graphs are made where the pass context asks for them.
+    """
+    return [
+        relax.transform.RewriteCUDAGraph(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
     ]
 
 
@@ -65,9 +115,29 @@ def frontend_phases() -> list[Phase]:
     return [("1_recognise", recognise())]
 
 
-def host_phases(target: tvm.target.Target) -> list[Phase]:
-    """For TVM's own run time; ``tvm.compile`` does the rest."""
-    return [("2_simplify", simplify()), ("3_lower", lower(target))]
+def host_phases(target: tvm.target.Target, batch: int | None = None) -> list[Phase]:
+    """For TVM's own run time, up to where constants are lifted.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        A CPU or a CUDA device.
+    batch : int, optional
+        What a symbolic batch is fixed to.
+    """
+    bind = [] if batch is None else [relay_passes.BindBatch(batch)]
+    lowered = lower_gpu(target) if target.kind.name == "cuda" else lower(target)
+    return [("2_simplify", [*bind, *simplify()]), ("3_lower", [*dispatch(), *lowered])]
+
+
+def plan_phases() -> list[Phase]:
+    """The rest for TVM's own run time, up to the static plan of memory."""
+    return [("4_plan", plan())]
+
+
+def finish_pipeline() -> tvm.transform.Pass:
+    """What ``tvm.compile`` is to do with a planned module before it generates code."""
+    return tvm.transform.Sequential(finish(), name="5_finish")
 
 
 def cortex_m_phases(target: tvm.target.Target) -> list[Phase]:

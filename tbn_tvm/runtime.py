@@ -1,9 +1,10 @@
 """Compiled models for TVM's run time: one file to save, load and run.
 
-The file is an uncompressed zip archive of ``manifest.json``, ``library.so`` and
-``constants.npz``. The manifest names every other member's SHA-256 and carries one of its own, so
-that truncated and altered files are refused before any code in them is loaded. (A digest guards
-against damage, not against an author who means harm: load only artifacts you trust.)
+The file is an uncompressed zip archive of ``manifest.json``, ``library.so``, ``constants.npz`` and,
+for a GPU, compiled kernels as ``device/*.fatbin``. The manifest names every other member's SHA-256
+and carries one of its own, so that truncated and altered files are refused before any code in them
+is loaded. (A digest guards against damage, not against an author who means harm: load only
+artifacts you trust.)
 """
 
 from __future__ import annotations
@@ -17,12 +18,18 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tbn_tvm._tvm import installed
-from tbn_tvm.errors import ArtifactError, UsageError
+from tbn_tvm.errors import ArtifactError, InputError, UsageError
 from tbn_tvm.signature import Signature
+
+if TYPE_CHECKING:
+    import tvm
+
+    from tbn_tvm.memory import MemoryMeter
 
 SCHEMA = 1
 """Version of the file format; files of a newer one are refused."""
@@ -51,6 +58,14 @@ class Artifact:
         A row a layer, as :class:`tbn_tvm.inspect.LayerInfo`.
     versions : dict
         Of tbn-tvm, TVM and its FFI, at compile time.
+    memory : dict
+        The planned use of memory, as :class:`tbn_tvm.memory.MemoryPlan`.
+    max_batch : int or None
+        The batch that memory is planned for, where a free batch was bounded.
+    device_code : dict of str to bytes
+        Compiled kernels of a GPU, by what the library calls them.
+    source : str
+        Source of the kernels of an artifact just compiled for a GPU; it is not saved.
     """
 
     name: str
@@ -60,7 +75,12 @@ class Artifact:
     constants: tuple[np.ndarray, ...] = field(repr=False)
     layers: list[dict] = field(repr=False, default_factory=list)
     versions: dict = field(default_factory=dict)
+    memory: dict = field(default_factory=dict)
+    max_batch: int | None = None
+    device_code: dict[str, bytes] = field(repr=False, default_factory=dict)
+    source: str = field(repr=False, default="")
     _entry = None
+    _meter = None
 
     def run(self, *args: np.ndarray, **named: np.ndarray):
         """Run the model.
@@ -79,6 +99,8 @@ class Artifact:
         ------
         InputError
             Where the inputs differ from the signature.
+        DeviceError
+            Where the artifact is for cuda and there is no CUDA device.
         """
         return self.prepare(*args, **named)()
 
@@ -90,25 +112,58 @@ class Artifact:
         import tvm
 
         arrays = self.signature.bind(args, named)
+        self._check_batch(arrays)
         if self._entry is None:
             self._entry = self._load_entry()
         entry, constants = self._entry
-        return PreparedRun(entry, (*(tvm.runtime.tensor(array) for array in arrays), *constants))
+        inputs = (tvm.runtime.tensor(array, self._device()) for array in arrays)
+        return PreparedRun(entry, (*inputs, *constants), self._device(), self._meter)
+
+    @property
+    def peak_memory(self) -> int | None:
+        """Bytes of device memory in use at most, from loading to the last run so far.
+
+        Measured on the device and not planned: code, inputs and outputs that are still held
+        included. None before the first run, and for CPUs.
+        """
+        return None if self._meter is None else self._meter.sample()
+
+    def _device(self):
+        import tvm
+
+        return tvm.cuda(0) if self.target["kind"] == "cuda" else tvm.cpu()
+
+    def _check_batch(self, arrays: list[np.ndarray]) -> None:
+        if self.max_batch is None:
+            return
+        for spec, array in zip(self.signature.inputs, arrays, strict=True):
+            if isinstance(spec.shape[0], str) and array.shape[0] > self.max_batch:
+                raise InputError(
+                    f"input {spec.name!r} has a batch of {array.shape[0]}: memory was planned for "
+                    f"{self.max_batch} at most (--max-batch)"
+                )
 
     def _load_entry(self):
         import tvm
         from tvm import relax
 
         from tbn_tvm._tvm import check_pair
+        from tbn_tvm.cuda import giving_code, require_device
+        from tbn_tvm.memory import MemoryMeter
 
         check_pair()
         self._check_versions()
+        device = self._device()
+        if self.target["kind"] == "cuda":
+            require_device(f"the artifact {self.name!r}")
+            tvm.runtime.tensor(np.zeros(1, np.float32), device)  # makes the context, not counted
+            self._meter = MemoryMeter(device)
         with tempfile.TemporaryDirectory(prefix="tbn_tvm_") as folder:
             path = Path(folder) / _LIBRARY
             path.write_bytes(self.library)
             # The library stays mapped after its file is gone.
-            module = tvm.runtime.load_module(str(path))
-        device = tvm.cpu()
+            with giving_code(self.device_code):
+                module = tvm.runtime.load_module(str(path))
         machine = relax.VirtualMachine(module, device)
         constants = [tvm.runtime.tensor(array, device) for array in self.constants]
         return machine["main"], constants
@@ -144,6 +199,7 @@ class Artifact:
         constants = io.BytesIO()
         np.savez(constants, **{f"c{index:05d}": a for index, a in enumerate(self.constants)})
         members = {_LIBRARY: self.library, _CONSTANTS: constants.getvalue()}
+        members |= {_device_member(key): code for key, code in self.device_code.items()}
         manifest = {
             "format": "tbn-tvm artifact",
             "schema": SCHEMA,
@@ -152,6 +208,9 @@ class Artifact:
             "versions": self.versions,
             **self.signature.to_dict(),
             "layers": self.layers,
+            "memory": self.memory,
+            "max_batch": self.max_batch,
+            "device_code": sorted(self.device_code),
             "members": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
         }
         manifest["content_hash"] = content_hash(manifest)
@@ -191,6 +250,11 @@ class Artifact:
                 constants=_constants(members[_CONSTANTS]),
                 layers=manifest["layers"],
                 versions=manifest["versions"],
+                memory=manifest.get("memory", {}),
+                max_batch=manifest.get("max_batch"),
+                device_code={
+                    key: members[_device_member(key)] for key in manifest.get("device_code", [])
+                },
             )
         except ArtifactError:
             raise
@@ -211,13 +275,17 @@ class PreparedRun:
 
     entry: Callable
     operands: tuple
+    device: tvm.runtime.Device
+    meter: MemoryMeter | None = None
 
     def run(self):
-        """Run once; TVM's tensor, or an array of them."""
+        """Run once; TVM's tensor, or an array of them. On a GPU it may still be at work."""
         return self.entry(*self.operands)
 
     def __call__(self):
         result = self.run()
+        if self.meter is not None:
+            self.meter.sample()
         outputs = (result,) if hasattr(result, "numpy") else tuple(result)
         arrays = tuple(tensor.numpy() for tensor in outputs)
         return arrays[0] if len(arrays) == 1 else arrays
@@ -263,10 +331,14 @@ def _read(path: Path) -> tuple[dict, Mapping[str, bytes]]:
     if manifest.get("content_hash") != content_hash(manifest):
         raise ArtifactError(f"{path}: the manifest was altered; {_REBUILD}")
     digests = manifest["members"]
-    for name in (_LIBRARY, _CONSTANTS):
+    for name in (_LIBRARY, _CONSTANTS, *map(_device_member, manifest.get("device_code", []))):
         if hashlib.sha256(members.get(name, b"")).hexdigest() != digests.get(name):
             raise ArtifactError(f"{path}: its part {name} is damaged or was altered; {_REBUILD}")
     return manifest, members
+
+
+def _device_member(key: str) -> str:
+    return f"device/{key}.fatbin"
 
 
 def _constants(data: bytes) -> tuple[np.ndarray, ...]:
