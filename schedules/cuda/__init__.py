@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import tvm
 
+from tbn_tvm.schedules.cuda import dense_mma
 from tbn_tvm.schedules.kernel import Kernel
-from tbn_tvm.schedules.rules import Rule
+from tbn_tvm.schedules.rules import DENSE, Rule
 
-KERNELS: dict[str, Kernel] = {}
+KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (dense_mma.DenseMma(),)}
 
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (
+    Rule(
+        kernel="dense_mma",
+        operators=(DENSE,),
+        dtypes=("float16", "bfloat16"),
+        feature="sm_80",
+        max_segments=1,
+        min_row_length=16,
+    ),
+)
 
 
 def features(target: tvm.target.Target) -> frozenset[str]:
