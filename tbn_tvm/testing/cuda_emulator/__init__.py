@@ -1,0 +1,22 @@
+"""CUDA kernels on the CPU: the source that TVM emits, run thread by thread.
+
+Every CUDA thread is a fiber, shared memory starts as NaN, barriers and warp collectives are real,
+asynchronous copies land as late as they may, and what a GPU would not do (deadlock, misaligned or
+stray access, launches past its limits) raises :class:`EmulationError`. See ``emulator.h``.
+"""
+
+from tbn_tvm.testing.cuda_emulator.build import EmulationError, compiler
+from tbn_tvm.testing.cuda_emulator.execution import Emulated, cuda_source, run
+from tbn_tvm.testing.cuda_emulator.program import Options, Program
+from tbn_tvm.testing.nvcc import compile_cuda
+
+__all__ = [
+    "Emulated",
+    "EmulationError",
+    "Options",
+    "Program",
+    "compile_cuda",
+    "compiler",
+    "cuda_source",
+    "run",
+]
