@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tvm
 
-from tbn_tvm.schedules.cuda import dense_mma
+from tbn_tvm.schedules.cuda import dense_mma, dense_simt
 from tbn_tvm.schedules.kernel import Kernel
 from tbn_tvm.schedules.rules import DENSE, Rule
 
-KERNELS: dict[str, Kernel] = {kernel.name: kernel for kernel in (dense_mma.DenseMma(),)}
+KERNELS: dict[str, Kernel] = {
+    kernel.name: kernel for kernel in (dense_mma.DenseMma(), dense_simt.DenseSimt())
+}
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -19,6 +21,7 @@ RULES: tuple[Rule, ...] = (
         max_segments=1,
         min_row_length=16,
     ),
+    Rule(kernel="dense_simt", operators=(DENSE,), max_segments=1),
 )
 
 
