@@ -95,9 +95,9 @@ def _scheduled(func: tir.PrimFunc, target: tvm.target.Target, name: str) -> tir.
 def _has_tiled_product(func: tir.PrimFunc) -> bool:
     if TILED_PRODUCT in func.attrs:
         return True
-    return any(
-        isinstance(p, tir.Buffer) and p.dtype == "uint8" and len(p.shape) == 1 for p in func.params
-    )
+    # A symbolic extent may be a parameter, too.
+    buffers = [param for param in func.params if isinstance(param.ty, tir.buffer.BufferType)]
+    return any(buffer.dtype == "uint8" and len(buffer.shape) == 1 for buffer in buffers)
 
 
 def _by_rules(func: tir.PrimFunc, target: tvm.target.Target) -> tir.PrimFunc | None:

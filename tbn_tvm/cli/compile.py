@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tbn_tvm.cli.output import add_json_flag, print_json, print_table
+from tbn_tvm.cli.output import add_json_flag, print_json, print_table, write_whole
 from tbn_tvm.errors import UsageError
 
 
@@ -14,16 +14,40 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     """Register the command."""
     parser = commands.add_parser(
         "compile",
-        help="compile a model for a CPU or a board",
-        description="Compile MODEL, a .pt2 file or package.module:factory. A CPU target gives one "
-        "artifact file, a board gives a folder of C.",
+        help="compile a model for a CPU, a GPU or a board",
+        description="Compile MODEL, a .pt2 file or package.module:factory. A CPU or cuda target "
+        "gives one artifact file and prints the memory it is planned to need, a board gives a "
+        "folder of C. Compiling for cuda takes nvcc and no GPU; running takes neither nvcc nor "
+        "any other compiler.",
     )
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument(
         "--target",
         default="llvm",
-        help="llvm (default), host (this CPU's features), a TVM target as JSON, or a board "
-        "(tbn-tvm micro boards)",
+        help="llvm (default), host (this CPU's features), cuda (the GPU present, else sm_80), "
+        "cuda=sm_90 or other architecture, a TVM target as JSON, or a board (tbn-tvm micro boards)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="fix a symbolic batch to N samples; memory is planned for just that",
+    )
+    parser.add_argument(
+        "--max-batch",
+        type=int,
+        metavar="N",
+        help="keep a symbolic batch free up to N, for which memory is planned",
+    )
+    parser.add_argument(
+        "--cuda-graph",
+        action="store_true",
+        help="launch the kernels as a CUDA graph (cuda, fixed shapes: see --batch)",
+    )
+    parser.add_argument(
+        "--emit",
+        choices=["cuda"],
+        help="write the CUDA source beside the artifact, as NAME.cu (nvcc is needed as ever)",
     )
     parser.add_argument("-o", "--output", metavar="PATH", help="artifact file, or project folder")
     parser.add_argument("--name", help="the model's name in generated C")
@@ -41,14 +65,22 @@ def run(args: argparse.Namespace) -> int:
     name = compiler.c_identifier(args.name) if args.name else compiler.default_name(args.model)
     if args.dump_ir and Path(args.dump_ir).is_file():
         raise UsageError(f"--dump-ir {args.dump_ir}: is a file, expected a folder")
-    _check_output(args.output, isinstance(target, dict))
+    is_file = isinstance(target, dict)
+    if args.emit and not (is_file and target["kind"] == "cuda"):
+        raise UsageError("--emit cuda: only a cuda target has CUDA source")
+    if args.emit and Path(args.output or "").suffix == ".cu":
+        raise UsageError(f"-o {args.output}: --emit cuda writes the source there; another suffix")
+    _check_output(args.output, is_file)
     tell = _progress() if not args.json else None
     compiled = compiler.compile(
         args.model,
-        args.target if not isinstance(target, dict) else target,
+        target if is_file else args.target,
         name=name,
         dump_ir=args.dump_ir,
         progress=tell,
+        batch=args.batch,
+        max_batch=args.max_batch,
+        cuda_graph=args.cuda_graph,
     )
     if isinstance(compiled, Artifact):
         path = compiled.save(args.output or f"{name}.tbn")
@@ -58,14 +90,22 @@ def run(args: argparse.Namespace) -> int:
             "artifact_bytes": path.stat().st_size,
             "library_bytes": len(compiled.library),
             "constant_bytes": sum(array.nbytes for array in compiled.constants),
+            "memory": compiled.memory,
             **compiled.signature.to_dict(),
             "layers": compiled.layers,
         }
         lines = [
             ("artifact", str(path)),
-            ("constants, bytes", report["constant_bytes"]),
             ("library, bytes", report["library_bytes"]),
+            *_memory_rows(compiled),
         ]
+        if compiled.device_code:
+            report["device_code_bytes"] = sum(map(len, compiled.device_code.values()))
+            lines.insert(1, ("architecture", _architecture(args.target, compiled.target["arch"])))
+            lines.append(("machine code, bytes", report["device_code_bytes"]))
+        if args.emit:
+            report["source"] = str(write_whole(path.with_suffix(".cu"), compiled.source))
+            lines.append(("source", report["source"]))
     else:
         path = compiled.save(args.output or f"{name}-{compiled.board.name}")
         report = {
@@ -86,6 +126,27 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_table(f"{name} for {args.target}", ("", ""), lines)
     return 0
+
+
+def _architecture(asked: str, arch: str) -> str:
+    """The architecture, and where it comes from if the user did not name it."""
+    if asked != "cuda":
+        return arch
+    from tbn_tvm.cuda import device_arch
+
+    return f"{arch} ({'the default: no CUDA device here' if device_arch() is None else 'detected'})"
+
+
+def _memory_rows(artifact) -> list[tuple]:
+    plan = artifact.memory
+    samples = f"batch of {plan['batch']}"
+    return [
+        ("memory: weights, bytes", plan["weights"]),
+        (f"memory: inputs, {samples}, bytes", plan["inputs"]),
+        (f"memory: activations, {samples}, bytes", plan["activations"]),
+        (f"memory: workspace, {samples}, bytes", plan["workspace"]),
+        ("memory: peak as planned, bytes", plan["peak"]),
+    ]
 
 
 def _check_output(output: str | None, is_file: bool) -> None:

@@ -118,6 +118,18 @@ def shown_classes(predictions: list[int]) -> str:
     return " ".join(map(str, predictions[:20])) + (" ..." if len(predictions) > 20 else "")
 
 
+def write_whole(path: Path, text: str) -> Path:
+    """Write a text file; an existing one is replaced only once the new one is whole."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return path
+
+
 def save_outputs(path: str, outputs: dict[str, np.ndarray]) -> None:
     """Write outputs as ``.npz``; an existing file is replaced only once the new one is whole."""
     import numpy as np

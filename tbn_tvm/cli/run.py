@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     outputs = outputs_by_name(artifact.signature, artifact.run(inputs))
     if args.output:
         save_outputs(args.output, outputs)
+    peak = artifact.peak_memory
     found = classification(outputs, labels)
     if args.json:
         print_json(
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
                 "artifact": args.artifact,
                 "outputs": {name: y.tolist() for name, y in outputs.items()},
                 **found,
+                **({} if peak is None else {"peak_device_memory": peak}),
             }
         )
         return 0
@@ -55,5 +57,7 @@ def run(args: argparse.Namespace) -> int:
         rows.append(("classes", shown_classes(found["predictions"])))
     if "accuracy" in found:
         rows.append(("accuracy", f"{found['accuracy']:.2%} of {len(found['predictions'])}"))
+    if peak is not None:
+        rows.append(("peak device memory, bytes", peak))
     print_table(artifact.name, ("", ""), rows)
     return 0

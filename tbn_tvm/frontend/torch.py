@@ -6,6 +6,7 @@ import tvm
 from torch import fx
 from torch.export import ExportedProgram
 from tvm import relax
+from tvm import tirx as tir
 from tvm.relax.frontend.torch import from_exported_program as import_exported_program
 
 import tbn_tvm.nn.ops  # noqa: F401  (registers the operators a saved program refers to)
@@ -31,7 +32,15 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
         keep_params_as_input=False,
         custom_convert_map={
             "addmm.default": _addmm,
+            "bmm.default": _product,
+            "conv1d.default": _float_conv,
+            "conv2d.default": _float_conv,
+            "convolution.default": _float_conv,
             "elu.default": _elu,
+            "linear.default": _float_linear,
+            "matmul.default": _product,
+            "mm.default": _product,
+            "select.int": _select,
             "tbn_tiled_linear.default": _linear,
             "tbn_tiled_conv1d.default": _conv1d,
             "tbn_tiled_conv2d.default": _conv2d,
@@ -40,13 +49,71 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
     return NormaliseIndices()(mod)
 
 
+_HALVES = ("float16", "bfloat16")
+
+
+def _matmul(importer, x: relax.Expr, y: relax.Expr) -> relax.Var:
+    """The product in the inputs' dtype, 16-bit floats summed in float32.
+
+    TVM's converters make every product float32, which fits no operator that follows.
+    """
+    emit, dtype = importer.block_builder.emit, str(x.ty.dtype)
+    if dtype not in _HALVES:
+        return emit(relax.op.matmul(x, y, out_dtype=dtype))
+    return emit(relax.op.astype(emit(relax.op.matmul(x, y, out_dtype="float32")), dtype))
+
+
+def _product(node: fx.Node, importer) -> relax.Var:
+    return _matmul(importer, *importer.retrieve_args(node)[:2])
+
+
+def _float_linear(node: fx.Node, importer) -> relax.Var:
+    x, weight, *bias = importer.retrieve_args(node)
+    emit = importer.block_builder.emit
+    result = _matmul(importer, x, emit(relax.op.permute_dims(weight)))
+    return emit(relax.op.add(result, bias[0])) if bias and bias[0] is not None else result
+
+
+def _float_conv(node: fx.Node, importer) -> relax.Var:
+    """TVM's own conversion, its float32 sums brought back to the inputs' dtype."""
+    convert = {"conv1d": importer._conv1d, "conv2d": importer._conv2d}.get(
+        node.target.__name__.split(".")[0], importer._convolution
+    )
+    x, bias = node.args[0], node.args[2] if len(node.args) > 2 else None
+    dtype, given = str(importer.env[x].ty.dtype), importer.env.get(bias)
+    if dtype not in _HALVES:
+        return convert(node)
+    emit = importer.block_builder.emit
+    if given is not None:
+        importer.env[bias] = emit(relax.op.astype(given, "float32"))
+    try:
+        return emit(relax.op.astype(convert(node), dtype))
+    finally:
+        if given is not None:
+            importer.env[bias] = given
+
+
+def _select(node: fx.Node, importer) -> relax.Var:
+    """``x[:, index]`` as a slice, which fuses; TVM's converter makes it a gather."""
+    x, axis, index = importer.retrieve_args(node)[:3]
+    axis = axis % x.ty.ndim
+    extent = x.ty.shape.values[axis]
+    if not isinstance(index, int) or (index < 0 and not isinstance(extent, tir.IntImm)):
+        return importer._select(node)
+    index = index if index >= 0 else index + int(extent)
+    emit = importer.block_builder.emit
+    return emit(
+        relax.op.squeeze(emit(relax.op.strided_slice(x, [axis], [index], [index + 1])), [axis])
+    )
+
+
 def _addmm(node: fx.Node, importer) -> relax.Var:
-    """``beta * bias + alpha * (x @ y)`` in the inputs' dtype; TVM's converter makes it float32."""
+    """``beta * bias + alpha * (x @ y)`` in the inputs' dtype."""
     bias, x, y = importer.retrieve_args(node)[:3]
     alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
     dtype = str(x.ty.dtype)
     emit = importer.block_builder.emit
-    result = emit(relax.op.matmul(x, y, out_dtype=dtype))
+    result = _matmul(importer, x, y)
     if alpha != 1:
         result = emit(relax.op.multiply(result, relax.const(alpha, dtype)))
     if beta == 0:

@@ -119,7 +119,7 @@ def test_a_target_as_json_is_compiled_for(cwd, capsys):
 @pytest.mark.parametrize(
     ("target", "phases"),
     [
-        ("llvm", ["1_recognise", "2_simplify", "3_lower"]),
+        ("llvm", ["1_recognise", "2_simplify", "3_lower", "4_plan"]),
         (BOARD, ["1_recognise", "2_simplify", "3_lower", "4_bare_metal"]),
     ],
 )
