@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import tvm
 
-from tbn_tvm.schedules.cuda import dense_mma, dense_simt
+from tbn_tvm.schedules.cuda import dense_mma, dense_segments, dense_simt
 from tbn_tvm.schedules.kernel import Kernel
 from tbn_tvm.schedules.rules import DENSE, Rule
 
+NARROW = ("float32", "float16", "bfloat16")
+"""Dtypes whose sums are float32."""
+
 KERNELS: dict[str, Kernel] = {
-    kernel.name: kernel for kernel in (dense_mma.DenseMma(), dense_simt.DenseSimt())
+    kernel.name: kernel
+    for kernel in (
+        dense_mma.DenseMma(),
+        dense_simt.DenseSimt(),
+        dense_segments.DenseSegments(),
+    )
 }
 
 RULES: tuple[Rule, ...] = (
@@ -21,7 +29,13 @@ RULES: tuple[Rule, ...] = (
         max_segments=1,
         min_row_length=16,
     ),
-    Rule(kernel="dense_simt", operators=(DENSE,), max_segments=1),
+    Rule(kernel="dense_simt", operators=(DENSE,), dtypes=NARROW, max_segments=1),
+    Rule(
+        kernel="dense_segments",
+        operators=(DENSE,),
+        dtypes=NARROW,
+        max_segments=dense_segments.MAX_SEGMENTS,
+    ),
 )
 
 
