@@ -15,7 +15,6 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from tbn_tvm import op
 from tbn_tvm.relay_passes._match import constant_array, rewrite_functions
 from tbn_tvm.schedules import fused, reference
-from tbn_tvm.schedules.cpu import im2col
 from tbn_tvm.schedules.families import Family, family_of
 from tbn_tvm.schedules.kernel import Config, Kernel
 from tbn_tvm.schedules.rules import Workload, choose
@@ -126,8 +125,6 @@ class _Lowerer(PyExprMutator):
             choice = choice_of(workload, self.family, self.records)
         if choice is not None and choice.kernel.writes_outputs:
             return self._stand_in(call, choice)
-        if choice is not None and not choice.workload.is_dense:
-            return self._windowed(call, choice)
         if choice is not None:
             dots = self._chosen_dots(x, call.args[1], choice)
         elif self.family.splits_reference:
@@ -165,51 +162,31 @@ class _Lowerer(PyExprMutator):
             primfunc_attrs=_FUSED_ATTRS,
         )
 
-    def _windowed(self, call: relax.Call, choice: Choice) -> relax.Expr:
-        """A convolution as a dense product of its windows with the unique filters."""
-        x, window, product = call.args[0], op.window_of(call), choice.workload.product
-        shape = im2col.columns_shape(x.ty.shape.values, window)
-        batch, extents = shape[0], shape[1 : 1 + len(window.kernel)]
-        func = im2col.prim_func(x.ty.shape.values, window).with_attr("op_pattern", 8)
-        windows = self.builder_.emit(
-            relax.call_tir(
-                self.builder_.add_func(func, "im2col"), [x], relax.TensorType(shape, "float32")
-            )
-        )
-        columns = self.builder_.emit(
-            relax.op.reshape(windows, [batch, math.prod(extents), product.geometry.n])
-        )
-        dots = self._chosen_dots(columns, call.args[1], choice)
-        dtype = str(x.ty.dtype)
-        return self.builder_.call_te(
-            lambda dots, alpha, bias=None: reference.window_scatter(
-                dots, alpha, bias, product, dtype, extents
-            ),
-            dots,
-            *call.args[2:],
-            primfunc_name_hint=f"{_short(call)}_scatter",
-        )
-
     def _chosen_dots(self, x: relax.Expr, tile: relax.Expr, choice: Choice) -> relax.Expr:
-        """The chosen kernel over the input as a matrix; its result with the leading axes back."""
+        """The chosen kernel's dot products, of the shape that the scatter stage reads."""
         kernel, workload = choice.kernel, choice.workload
-        lead = list(x.ty.shape.values[:-1])
-        batch = _extent(lead)
-        if len(lead) != 1:
-            x = self.builder_.emit(relax.op.reshape(x, [batch, workload.product.geometry.n]))
+        product, lead = workload.product, list(x.ty.shape.values[:-1])
+        rows = kernel.rows(workload, choice.configs)
+        if not workload.is_dense:
+            batch = x.ty.shape.values[0]
+            shape = [batch, product.groups, rows, product.segments, *workload.out_extents]
+        else:
+            batch = _extent(lead)
+            shape = [batch, rows, product.segments]
+            if len(lead) != 1:  # the kernel reads a matrix
+                x = self.builder_.emit(relax.op.reshape(x, [batch, product.geometry.n]))
         words = relax.const(kernel.layout(constant_array(tile), workload, choice.configs))
         func = choice.prim_func().with_attrs(_PRODUCT_ATTRS)
-        rows = kernel.rows(workload, choice.configs)
         dots = self.builder_.emit(
             relax.call_tir(
-                self.builder_.add_func(func, "lookup_dense"),
+                self.builder_.add_func(func, kernel.name),
                 [x, words],
-                relax.TensorType([batch, rows, 1], "float32"),
+                relax.TensorType(shape, "float32"),
             )
         )
-        if len(lead) == 1:
+        if not workload.is_dense or len(lead) == 1:
             return dots
-        return self.builder_.emit(relax.op.reshape(dots, [*lead, rows, 1]))
+        return self.builder_.emit(relax.op.reshape(dots, [*lead, *shape[1:]]))
 
     def _reference_dots(self, call: relax.Call, product: reference.Product) -> relax.Call:
         if call.op.name == op.TILED_DENSE:

@@ -126,7 +126,9 @@ class Rule:
     """A kernel and the workloads it is right for. None means any.
 
     ``max_segments`` bounds the pieces of constant alpha a row is computed in: 1 covers tiles of
-    whole rows, and every other alignment with one alpha a layer or a row.
+    whole rows, and every other alignment with one alpha a layer or a row. ``whole_rows`` asks that
+    most rows be one piece: so they are too where the tile is longer than a row, all but those in
+    which one use of it ends.
     """
 
     kernel: str
@@ -136,10 +138,12 @@ class Rule:
     batch: int | None = None
     feature: str | None = None
     min_unique_rows: int = 1
+    max_unique_rows: int | None = None
     max_groups: int | None = 1
     min_row_length: int = 1
     min_channels: int = 1
     max_segments: int | None = None
+    whole_rows: bool = False
     known_extents: bool = False
 
     def fits(self, workload: Workload) -> bool:
@@ -153,9 +157,15 @@ class Rule:
             and (self.batch is None or workload.batch == self.batch)
             and (self.feature is None or self.feature in workload.features)
             and product.unique_rows >= self.min_unique_rows
+            and (self.max_unique_rows is None or product.unique_rows <= self.max_unique_rows)
             and product.geometry.n >= self.min_row_length
             and workload.channels >= self.min_channels
             and (self.max_segments is None or product.segments <= self.max_segments)
+            and (
+                not self.whole_rows
+                or product.segments == 1
+                or product.geometry.q >= product.geometry.n
+            )
             and (not self.known_extents or workload.is_dense or bool(workload.extents))
         )
 

@@ -4,7 +4,6 @@ import functools
 
 import numpy as np
 import pytest
-import torch
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,12 +12,13 @@ from tvm import tirx as tir
 from tvm.target import codegen
 
 from tbn_tvm import op, pipeline
-from tbn_tvm.schedules.cpu import lookup_dense
+from tbn_tvm.schedules import cpu
+from tbn_tvm.schedules.cpu import dense, lookup
 from tbn_tvm.schedules.layouts import sign_rows
 from tbn_tvm.schedules.reference import Product
 from tbn_tvm.tiling import TiledTensor
 
-ISAS = [lookup_dense.AVX512, lookup_dense.AVX2]
+ISAS = [lookup.AVX512, lookup.AVX2]
 
 
 def target_with(feature):
@@ -81,7 +81,7 @@ def compiled(mod, feature):
     """The module through our pipeline, checked to use the kernel of a feature."""
     target = target_with(feature)
     lowered = pipeline.run(mod, pipeline.host_phases(target), target)
-    assert any(name.name_hint.startswith("lookup_dense") for name in lowered.get_global_vars())
+    assert any(name.name_hint in cpu.KERNELS for name in lowered.get_global_vars())
     return relax.VirtualMachine(tvm.compile(lowered, target), tvm.cpu())
 
 
@@ -108,7 +108,7 @@ def test_any_shape_and_batch_equals_the_expansion(isa, data):
 def test_large_layers_share_work_between_threads_and_stay_right(batch):
     needs("avx2")
     weight = tiled(2048, 2048, 2, 0)
-    assert weight.geometry.unique_rows() * weight.n >= lookup_dense.SERIAL_WORK // 2
+    assert weight.geometry.unique_rows() * weight.n >= dense.SERIAL_WORK // 2
     mod, bias = layer(weight, (tir.Var("batch", "int64"), 2048))
     x = np.random.default_rng(0).normal(size=(batch, 2048)).astype("float32")
     y = compiled(mod, "avx2")["main"](tvm.runtime.tensor(x)).numpy()
@@ -131,79 +131,12 @@ def test_leading_axes_come_back(lead):
 @pytest.mark.parametrize(("rows", "columns"), [(1, 8), (16, 32), (17, 31), (70, 100)])
 def test_row_words_hold_every_sign_in_its_place(isa, rows, columns):
     weight = tiled(rows, columns, 1, 0)
-    shape = lookup_dense.Shape(isa, rows, columns)
     (signs,) = sign_rows(weight.tile, Product(weight.geometry, 1))
-    words = lookup_dense.row_words(signs, shape)
-    assert words.shape == (shape.blocks, shape.words, shape.block, isa.lanes)
+    words = lookup.row_words(signs, isa)
+    assert words.shape == (-(-rows // isa.lanes), -(-columns // isa.word_columns), isa.lanes)
     signs = weight.signs().reshape(rows, columns)
     for row in range(rows):
-        block, rest = divmod(row, shape.block * isa.lanes)
         for column in range(columns):
             word, bit = divmod(column, isa.word_columns)
-            value = words[block, word, rest // isa.lanes, rest % isa.lanes]
+            value = words[row // isa.lanes, word, row % isa.lanes]
             assert (value >> bit & 1) == (signs[row, column] > 0)
-
-
-def test_a_plain_target_takes_the_reference_kernel():
-    mod, _ = layer(tiled(24, 40, 2, 0), (1, 40))
-    target = tvm.target.Target("llvm")
-    lowered = pipeline.run(mod, pipeline.host_phases(target), target)
-    assert not any("lookup" in name.name_hint for name in lowered.get_global_vars())
-
-
-@settings(max_examples=12, deadline=None)
-@given(data=st.data())
-def test_convolutions_run_as_products_of_their_windows(data):
-    needs("avx2")
-    rank = data.draw(st.sampled_from([1, 2]))
-    p = data.draw(st.sampled_from([1, 2, 4]))
-    shape = (
-        p * data.draw(st.integers(1, 9)),
-        data.draw(st.integers(1, 5)),
-        *(data.draw(st.integers(1, 3)) for _ in range(rank)),
-    )
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
-    weight = TiledTensor.from_signs(
-        rng.choice([-1, 1], int(np.prod(shape)) // p), rng.uniform(0.1, 2, p), shape
-    )
-    window = {
-        "strides": [data.draw(st.integers(1, 2)) for _ in range(rank)],
-        "padding": [data.draw(st.integers(0, 2)) for _ in range(rank)],
-        "dilation": [data.draw(st.integers(1, 2)) for _ in range(rank)],
-    }
-    extents = [data.draw(st.integers(6, 9)) for _ in range(rank)]
-    build = op.tiled_conv1d if rank == 1 else op.tiled_conv2d
-    builder = relax.BlockBuilder()
-    batch = tir.Var("batch", "int64")
-    v = relax.Var("x", relax.TensorType((batch, shape[1], *extents), "float32"))
-    with builder.function("main", [v]):
-        with builder.dataflow():
-            call = build(
-                v,
-                relax.const(weight.tile),
-                relax.const(weight.alphas),
-                out_channels=weight.m,
-                kernel_size=list(shape[2:]),
-                p=p,
-                **window,
-            )
-            result = builder.emit_output(relax.op.nn.relu(builder.emit(call)))
-        builder.emit_func_output(result)
-    target = target_with("avx2")
-    lowered = pipeline.run(builder.get(), pipeline.host_phases(target), target)
-    uses_lookup = any(n.name_hint.startswith("lookup") for n in lowered.get_global_vars())
-    assert uses_lookup == (weight.n >= 8)
-    x = rng.normal(size=(3, shape[1], *extents)).astype("float32")
-    machine = relax.VirtualMachine(tvm.compile(lowered, target), tvm.cpu())
-    y = machine["main"](tvm.runtime.tensor(x)).numpy()
-    convolve = torch.nn.functional.conv1d if rank == 1 else torch.nn.functional.conv2d
-    expected = convolve(
-        torch.from_numpy(x).double(),
-        torch.from_numpy(weight.expand(np.float64)),
-        None,
-        window["strides"],
-        window["padding"],
-        window["dilation"],
-    )
-    expected = expected.relu().numpy()
-    assert np.abs(y - expected).max() <= 3e-6 * max(np.abs(expected).max(), 1)
