@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tvm
 
-from tbn_tvm.schedules.cuda import dense_mma, dense_segments, dense_simt
+from tbn_tvm.schedules.cuda import conv_mma, dense_mma, dense_segments, dense_simt
 from tbn_tvm.schedules.kernel import Kernel
 from tbn_tvm.schedules.rules import DENSE, Rule
 
 NARROW = ("float32", "float16", "bfloat16")
 """Dtypes whose sums are float32."""
+
+CONVOLUTIONS = ("relax.tbn.tiled_conv1d", "relax.tbn.tiled_conv2d")
 
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
@@ -17,6 +19,7 @@ KERNELS: dict[str, Kernel] = {
         dense_mma.DenseMma(),
         dense_simt.DenseSimt(),
         dense_segments.DenseSegments(),
+        conv_mma.ConvMma(),
     )
 }
 
@@ -35,6 +38,16 @@ RULES: tuple[Rule, ...] = (
         operators=(DENSE,),
         dtypes=NARROW,
         max_segments=dense_segments.MAX_SEGMENTS,
+    ),
+    Rule(
+        kernel="conv_mma",
+        operators=CONVOLUTIONS,
+        dtypes=("float16", "bfloat16"),
+        feature="sm_80",
+        max_segments=1,
+        max_groups=None,
+        min_channels=8,
+        known_extents=True,
     ),
 )
 

@@ -255,7 +255,7 @@ def _emit_many(io: Operands, workload: Workload, config: Config) -> None:
         word = T.alloc_buffer((tiles_m,), "uint32", scope="local")
         coming = T.alloc_buffer((tiles_m,), "uint32", scope="local")
         a = T.alloc_buffer((4,), "uint32", scope="local")
-        act = T.alloc_buffer((tiles_n * 8,), "uint32", scope="local")
+        act = T.alloc_buffer((tiles_n * 4,), "uint32", scope="local")
         warp, lane = thread // 32, thread % 32
         group, quarter = lane // 4, lane % 4
         first_tile = bm * (block_m // TILE_ROWS) + warp % warps_m * tiles_m
@@ -315,19 +315,18 @@ def _emit_many(io: Operands, workload: Workload, config: Config) -> None:
             cp_async_commit()
             load_words(coming, chunk + 1)
             base = chunk % stages * stage_size
-            for i in range(tiles_n):
-                row = first_sample + i * 8 + group
-                for half in range(2):
-                    at = base + place(row, quarter * 2 + half)
-                    load128(T.address_of(act[i * 8 + half * 4]), T.address_of(stage[at]))
-            for s in range(4):
-                for i in range(tiles_m):
-                    for j in range(4):
-                        store(a, decoded(word[i], 4 * s + j, dtype), j)
-                    for k in range(tiles_n):
-                        b = [act[k * 8 + 2 * s], act[k * 8 + 2 * s + 1]]
-                        address = T.address_of(acc[(i * tiles_n + k) * 4])
-                        mma(dtype, address, [a[j] for j in range(4)], b)
+            for half in range(2):
+                for i in range(tiles_n):
+                    at = base + place(first_sample + i * 8 + group, quarter * 2 + half)
+                    load128(T.address_of(act[i * 4]), T.address_of(stage[at]))
+                for s in range(2):
+                    for i in range(tiles_m):
+                        for j in range(4):
+                            store(a, decoded(word[i], 8 * half + 4 * s + j, dtype), j)
+                        for k in range(tiles_n):
+                            b = [act[k * 4 + 2 * s], act[k * 4 + 2 * s + 1]]
+                            address = T.address_of(acc[(i * tiles_n + k) * 4])
+                            mma(dtype, address, [a[j] for j in range(4)], b)
             for i in range(tiles_m):
                 store(word, coming[i], i)
         cp_async_wait(0)

@@ -60,6 +60,13 @@ __device__ __forceinline__ void tbn_load128(unsigned* out, const void* from) {
 }
 """
 
+_STORE128 = """
+__device__ __forceinline__ void tbn_store128(
+    void* to, unsigned a, unsigned b, unsigned c, unsigned d) {
+  *reinterpret_cast<uint4*>(to) = make_uint4(a, b, c, d);
+}
+"""
+
 SHORT = {"float16": "f16", "bfloat16": "bf16"}
 """The names of 16-bit floats in instructions."""
 
@@ -106,6 +113,11 @@ def cp_async_wait(pending: int) -> None:
 def load128(out, address) -> None:
     """Read four uint32 from a 16-byte aligned address."""
     _call("tbn_load128", out, address, source=_LOAD128, guarded=False)
+
+
+def store128(address, values) -> None:
+    """Write four uint32 to a 16-byte aligned address."""
+    _call("tbn_store128", address, *values, source=_STORE128, guarded=False)
 
 
 def decoded(word, pair: int, dtype: str):
