@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tvm
 
-from tbn_tvm.schedules.cuda import conv_mma, dense_mma, dense_segments, dense_simt
+from tbn_tvm.schedules.cuda import conv_mma, conv_simt, dense_mma, dense_segments, dense_simt
 from tbn_tvm.schedules.kernel import Kernel
 from tbn_tvm.schedules.rules import DENSE, Rule
 
@@ -20,6 +20,7 @@ KERNELS: dict[str, Kernel] = {
         dense_simt.DenseSimt(),
         dense_segments.DenseSegments(),
         conv_mma.ConvMma(),
+        conv_simt.ConvSimt(),
     )
 }
 
@@ -49,6 +50,7 @@ RULES: tuple[Rule, ...] = (
         min_channels=8,
         known_extents=True,
     ),
+    Rule(kernel="conv_simt", operators=CONVOLUTIONS, dtypes=NARROW, max_groups=None),
 )
 
 

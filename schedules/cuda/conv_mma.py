@@ -242,8 +242,9 @@ class ConvMma(FusedKernel):
     def layout(
         self, tile: np.ndarray, workload: Workload, configs: tuple[Config, ...]
     ) -> np.ndarray:
-        return fragments.fragment_words(patch_columns(sign_rows(tile, workload.product), workload,
-                                                      configs[0]["channels"]))
+        return fragments.fragment_words(
+            patch_columns(sign_rows(tile, workload.product), workload, configs[0]["channels"])
+        )
 
     def emit(self, io: Operands, workload: Workload, configs: tuple[Config, ...]) -> None:
         _emit(io, workload, Plan(workload, configs[0]))
@@ -287,8 +288,8 @@ def _cost(plan: Plan) -> float:
     computed = math.prod(plan.tiles) * plan.positions
     brought = math.prod(plan.tiles) * math.prod(plan.patch)
     batch = plan.workload.batch or 8
-    blocks = math.prod(plan.tiles) * batch * -(
-        -plan.workload.product.unique_rows // plan.config["rows"]
+    blocks = (
+        math.prod(plan.tiles) * batch * -(-plan.workload.product.unique_rows // plan.config["rows"])
     )
     idle = max(1.0, 132 / blocks)
     return (computed / useful + 0.25 * brought / useful + 8 / plan.positions) * idle

@@ -72,9 +72,7 @@ class DenseSegments(FusedKernel):
         x = flat_view(io.x, (io.samples, n))
         samples = io.samples
         samples = (
-            int(samples)
-            if isinstance(samples, (int, tir.IntImm))
-            else T.cast(samples, "int32")
+            int(samples) if isinstance(samples, (int, tir.IntImm)) else T.cast(samples, "int32")
         )
         blocks = -(-unique // rows) * copy_blocks
         # Samples come first: their number has no limit on that axis of the grid.
@@ -129,9 +127,7 @@ class DenseSegments(FusedKernel):
                     with T.serial(0, segments) as segment:
                         # Rows with fewer segments than the longest have no alpha for the rest.
                         exists = segment * q - _phase(output, n, q) < n
-                        at = tir.min(
-                            product.alpha_index(output, segment), product.alpha_count - 1
-                        )
+                        at = tir.min(product.alpha_index(output, segment), product.alpha_count - 1)
                         term = io.alpha[at].astype("float32") * dots[local * segments + segment]
                         more = tir.Select(exists, term, T.float32(0))
                         store(total, total[0] + more, 0)
