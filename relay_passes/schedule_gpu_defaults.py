@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tvm
+import tvm_ffi
 from tvm import s_tir
 from tvm import tirx as tir
 from tvm.s_tir import dlight
@@ -81,7 +82,8 @@ def is_thread_bound(func: tir.PrimFunc) -> bool:
 
 
 def _scheduled(func: tir.PrimFunc, target: tvm.target.Target, name: str) -> tir.PrimFunc:
-    if SCHEDULED in func.attrs or func.attrs.get(_TVM_SCHEDULED):
+    # What TVM writes for a GPU (sorting, scattering) comes bound, and unmarked.
+    if SCHEDULED in func.attrs or func.attrs.get(_TVM_SCHEDULED) or is_thread_bound(func):
         return func.with_attr(_TVM_SCHEDULED, True)
     # A product with a bit-packed operand looks like a matrix product and is none to these rules.
     made = None if _has_tiled_product(func) else _by_rules(func, target)
@@ -96,7 +98,7 @@ def _has_tiled_product(func: tir.PrimFunc) -> bool:
     if TILED_PRODUCT in func.attrs:
         return True
     # A symbolic extent may be a parameter, too.
-    buffers = [param for param in func.params if isinstance(param.ty, tir.buffer.BufferType)]
+    buffers = [param for param in func.params if isinstance(param.ty, tir.BufferType)]
     return any(buffer.dtype == "uint8" and len(buffer.shape) == 1 for buffer in buffers)
 
 
@@ -121,7 +123,7 @@ def _by_default(func: tir.PrimFunc, target: tvm.target.Target) -> tir.PrimFunc:
     threads = min(THREADS, int(target.attrs.get("max_num_threads", THREADS)))
     for block in sch.get_child_blocks(root):
         loops = sch.get_loops(block)
-        if any(sch.get(loop).thread_binding is not None for loop in loops):
+        if _runs_in_threads(sch.get(loops[0]) if loops else sch.get(block).body):
             continue
         spatial, others = [], []
         kinds = [int(var.iter_type) for var in sch.get(block).iter_vars]
@@ -140,6 +142,20 @@ def _by_default(func: tir.PrimFunc, target: tvm.target.Target) -> tir.PrimFunc:
         if sch.get(block).init is not None and others:
             sch.decompose_reduction(block, others[0])
     return _with_attrs_of(func, sch.mod["main"])
+
+
+def _runs_in_threads(stmt: tir.Stmt) -> bool:
+    """Whether there are threads anywhere inside a statement: there cannot be more around it."""
+    found = []
+
+    def attribute(node: tir.AttrStmt) -> None:
+        found.append(node.attr_key in ("thread_extent", "virtual_thread"))
+
+    def loop(node: tir.For) -> None:
+        found.append(node.kind == tir.ForKind.THREAD_BINDING)
+
+    tvm_ffi.structural_walk(stmt, [(tir.AttrStmt, attribute), (tir.For, loop)], order="post")
+    return any(found)
 
 
 def _inline(sch: s_tir.Schedule, root) -> None:

@@ -65,10 +65,11 @@ def lower_gpu(target: tvm.target.Target) -> list[tvm.transform.Pass]:
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relay_passes.BuildFusedKernels(target),
-        relax.transform.DeadCodeElimination(),
         # While reshapes still look like reshapes: scheduled, they are copies like any other.
         relax.transform.RewriteDataflowReshape(),
+        relax.transform.DeadCodeElimination(),
         relay_passes.ScheduleGpuDefaults(target),
+        relay_passes.LiftWorkspaces(),
     ]
 
 
