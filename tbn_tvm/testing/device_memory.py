@@ -157,6 +157,19 @@ def call(
             piece.copy_back()
 
 
+def _recording(function: Callable, raised: list[Exception]) -> Callable:
+    """The function, which notes what it raises."""
+
+    def recorded(*arguments):
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    return recorded
+
+
 @contextlib.contextmanager
 def _registered(functions: Mapping[str, Callable]) -> Iterator[None]:
     """Global functions for a while; host code keeps those that it found."""

@@ -9,6 +9,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+# 177: a function or variable is never used; TVM emits many.
+_OPTIONS = ("-cubin", "-std=c++17", "-O3", "-Xptxas", "-v", "-diag-suppress=177")
+
 
 class CompileError(RuntimeError):
     """nvcc or ptxas refused a source; the message is theirs."""
@@ -78,17 +81,7 @@ def compile_cuda(source: str, arch: str = "sm_90", options: tuple[str, ...] = ()
         text, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
         text.write_text(source)
         done = subprocess.run(
-            [
-                program,
-                "-cubin",
-                f"-arch={arch}",
-                "-std=c++17",
-                "-O3",
-                "-Xptxas",
-                "-v",
-                "-diag-suppress=177",
-            ]
-            + [*options, str(text), "-o", str(cubin)],
+            [program, *_OPTIONS, f"-arch={arch}", *options, str(text), "-o", str(cubin)],
             capture_output=True,
             text=True,
             check=False,

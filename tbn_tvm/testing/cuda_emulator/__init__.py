@@ -8,6 +8,7 @@ stray access, launches past its limits) raises :class:`EmulationError`. See ``em
 from tbn_tvm.testing.cuda_emulator.build import EmulationError, compiler
 from tbn_tvm.testing.cuda_emulator.execution import Emulated, cuda_source, run
 from tbn_tvm.testing.cuda_emulator.program import Options, Program
+from tbn_tvm.testing.cuda_emulator.tensor_map import TensorMap
 from tbn_tvm.testing.nvcc import compile_cuda
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "EmulationError",
     "Options",
     "Program",
+    "TensorMap",
     "compile_cuda",
     "compiler",
     "cuda_source",

@@ -11,7 +11,14 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-RUNTIME = ("scheduler.cpp", "collectives.cpp", "instructions.cpp", "checks.cpp")
+RUNTIME = (
+    "scheduler.cpp",
+    "collectives.cpp",
+    "instructions.cpp",
+    "async_copies.cpp",
+    "wgmma.cpp",
+    "checks.cpp",
+)
 COMMON = ("-std=gnu++17", "-O2", "-g1", "-march=native", "-fPIC", "-ffp-contract=off")
 KERNEL = (
     # Emitted code reads vectors of half through uint4 and the like.
@@ -29,6 +36,8 @@ _DYNAMIC_SHARED = re.compile(
     r"([\w:]+(?:\s+[\w:]+)*?)\s+(\w+)\s*\[\s*\]\s*;"
 )
 _KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\(\s*(\d+)[^)]*\)\s*)?(\w+)\s*\(")
+_KERNEL_START = re.compile(r"(__global__\s+void\b)")
+_STATIC_SHARED = re.compile(r"\b__shared__\b")
 
 
 class EmulationError(RuntimeError):
@@ -75,6 +84,11 @@ def _as_cpp(source: str) -> str:
     text = _DYNAMIC_SHARED.sub(
         r"\1* const \2 = static_cast<\1*>(::tbn_emulator::dynamic_shared());", text
     )
+    parts = _KERNEL_START.split(text)
+    for i in range(2, len(parts), 2):
+        name = _KERNEL.match(parts[i - 1] + parts[i])[2]
+        parts[i] = _STATIC_SHARED.sub(f"TBN_SHARED_OF({name})", parts[i])
+    text = "".join(parts)
     entries = "\n".join(f"TBN_EMULATED_KERNEL({name})" for name in kernel_bounds(source))
     return f'#include "emulator.h"\n#line 1 "kernel.cu"\n{text}\n{entries}\n'
 

@@ -26,9 +26,9 @@
 
 #include "instructions.h"
 
-// Ends of the section that holds every __shared__ variable of this translation unit.
-extern "C" char __start_tbn_shared[] __attribute__((weak, visibility("hidden")));
-extern "C" char __stop_tbn_shared[] __attribute__((weak, visibility("hidden")));
+#include "async_copies.h"
+
+#include "wgmma.h"
 
 namespace tbn_emulator {
 
@@ -62,7 +62,7 @@ struct Call {
 template <class... Parameters>
 int launch_kernel(void (*kernel)(Parameters...), const Argument* arguments, int count,
                   const unsigned* grid_and_block, size_t dynamic_bytes, const Options* how,
-                  char* message, size_t message_bytes) {
+                  char* shared, char* shared_end, char* message, size_t message_bytes) {
   if (count != int(sizeof...(Parameters))) {
     snprintf(message, message_bytes, "%d arguments for %d parameters", count,
              int(sizeof...(Parameters)));
@@ -70,18 +70,24 @@ int launch_kernel(void (*kernel)(Parameters...), const Argument* arguments, int 
   }
   const Call<Parameters...> call{kernel, arguments};
   return launch(&Call<Parameters...>::run, &call, grid_and_block, dynamic_bytes, how,
-                __start_tbn_shared, __stop_tbn_shared - __start_tbn_shared, message, message_bytes);
+                shared, shared_end - shared, message, message_bytes);
 }
 
 } // namespace tbn_emulator
 
+// The __shared__ variables of a kernel are a section of their own, whose ends the linker names.
+#define TBN_SHARED_OF(NAME) static __attribute__((section("tbn_shared_" #NAME)))
+
 #define TBN_EMULATED_KERNEL(NAME)                                                                \
+  extern "C" char __start_tbn_shared_##NAME[] __attribute__((weak, visibility("hidden")));       \
+  extern "C" char __stop_tbn_shared_##NAME[] __attribute__((weak, visibility("hidden")));        \
   extern "C" __attribute__((visibility("default"))) int tbn_launch_##NAME(                       \
       const tbn_emulator::Argument* arguments, int count, const unsigned* grid_and_block,        \
       size_t dynamic_bytes, const tbn_emulator::Options* how, char* message,                     \
       size_t message_bytes) {                                                                    \
     return tbn_emulator::launch_kernel(&NAME, arguments, count, grid_and_block, dynamic_bytes,   \
-                                       how, message, message_bytes);                             \
+                                       how, __start_tbn_shared_##NAME, __stop_tbn_shared_##NAME, \
+                                       message, message_bytes);                                  \
   }
 
 // The language.
@@ -98,7 +104,10 @@ int launch_kernel(void (*kernel)(Parameters...), const Argument* arguments, int 
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // nvcc takes `__shared__ alignas(64) float x[4]`; g++ takes alignas in other places only.
 #define alignas(bytes) __attribute__((aligned(bytes)))
-#define __shared__ static __attribute__((section("tbn_shared")))
+
+inline size_t __cvta_generic_to_shared(const void* pointer) {
+  return tbn_emulator::shared_address(pointer);
+}
 
 #define threadIdx (::tbn_emulator::self->index)
 #define blockIdx (::tbn_emulator::block_index)

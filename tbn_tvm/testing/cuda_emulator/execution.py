@@ -6,6 +6,7 @@ import tvm
 from tvm import tirx as tir
 
 from tbn_tvm.testing import device_memory
+from tbn_tvm.testing.cuda_emulator import tensor_map
 from tbn_tvm.testing.cuda_emulator.program import Options, Program
 from tbn_tvm.testing.lowering import lower
 
@@ -56,6 +57,7 @@ class Emulated:
         self._options = options or Options()
         self.launches = []
         packed = {name: self._packed(kernel) for name, kernel in self._lowered.kernels.items()}
+        packed[tensor_map.ENCODE] = tensor_map.encode
         device_memory.call(self._lowered.host, entry, list(arrays), device_memory.CUDA, packed)
         return self.launches
 

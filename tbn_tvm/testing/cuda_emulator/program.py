@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tbn_tvm.testing.cuda_emulator.build import EmulationError, build, kernel_bounds
+from tbn_tvm.testing.cuda_emulator.tensor_map import TensorMap
 from tbn_tvm.testing.device_memory import CUDA, DeviceArray
 
 ORDERS = {"forward": 0, "reverse": 1, "shuffled": 2}
@@ -69,7 +70,8 @@ class Program:
         grid, block : int or sequence of int
             Extents along x, y, z.
         arguments : sequence
-            NumPy arrays, changed in place, addresses as ``ctypes.c_void_p``, or scalars.
+            NumPy arrays, changed in place, :class:`TensorMap`, addresses as ``ctypes.c_void_p``, or
+            scalars.
         dynamic_shared : int
             Bytes.
         options : Options, optional
@@ -80,19 +82,24 @@ class Program:
         EmulationError
             On a deadlock, a bad address, a launch that a GPU would refuse, ...
         """
-        memory = [
-            DeviceArray(value, CUDA, f"argument {position} of {name}")
-            if isinstance(value, np.ndarray)
-            else value
-            for position, value in enumerate(arguments)
-        ]
-        values = [ctypes.c_void_p(m.address) if isinstance(m, DeviceArray) else m for m in memory]
+        values, arrays, maps = [], [], []
+        for position, given in enumerate(arguments):
+            array = given.array if isinstance(given, TensorMap) else given
+            if not isinstance(array, np.ndarray):
+                values.append(given)
+                continue
+            arrays.append(DeviceArray(array, CUDA, f"argument {position} of {name}"))
+            if isinstance(given, TensorMap):
+                value, kept = given.encoded(arrays[-1].address)
+                maps.append(kept)
+            else:
+                value = ctypes.c_void_p(arrays[-1].address)
+            values.append(value)
         self.launch_addresses(
             name, [*_extents(grid), *_extents(block)], values, dynamic_shared, options
         )
-        for piece in memory:
-            if isinstance(piece, DeviceArray):
-                piece.copy_back()
+        for array in arrays:
+            array.copy_back()
 
     def launch_addresses(self, name, extents, values, dynamic_shared, options=None) -> None:
         """:meth:`launch` for arguments that are in memory already."""

@@ -33,7 +33,9 @@ constexpr size_t kStackBytes = 256 << 10;
 constexpr size_t kMaxThreads = 1024;
 constexpr size_t kMaxDynamicShared = 227 << 10;
 constexpr size_t kMaxStaticShared = 48 << 10;
-constexpr size_t kSharedAlignment = 1024; // what 128-byte swizzled tiles need
+constexpr size_t kSharedReserved = 1024;  // the first bytes of shared memory are the system's
+constexpr size_t kSharedAlignment = 64;   // of dynamic shared memory, as TVM declares it
+constexpr size_t kSwizzlePeriod = 1024;   // alignments up to this show in the pointers, too
 constexpr int kBarriers = 16;
 
 struct Stopped {}; // thrown by work that runs outside of any thread
@@ -59,6 +61,7 @@ struct Block {
   std::vector<Rendezvous> meetings;
   std::vector<std::function<void()>> late_work;
   Barrier barriers[kBarriers];
+  std::vector<std::shared_ptr<WarpgroupProduct>> products[kMaxThreads / 128];
   int unfinished = 0;
 };
 
@@ -72,6 +75,12 @@ size_t shared_dynamic_bytes = 0;
 char* shared_static = nullptr;
 size_t shared_static_bytes = 0;
 char* stacks = nullptr;
+
+// Where dynamic shared memory starts: behind the static one.
+size_t dynamic_address() {
+  const size_t past = kSharedReserved + shared_static_bytes;
+  return (past + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
+}
 
 // Fibers ---------------------------------------------------------------------------------------
 
@@ -335,10 +344,36 @@ void check_shared(const void* address, size_t bytes, size_t alignment, const cha
     const auto base = reinterpret_cast<uintptr_t>(start);
     return from >= base && from + bytes <= base + size;
   };
-  if (!inside(shared_dynamic, shared_dynamic_bytes) && !inside(shared_static, shared_static_bytes)) {
+  if (!inside(shared_dynamic, shared_dynamic_bytes) &&
+      !inside(shared_static, shared_static_bytes)) {
     fail("%s: %zu bytes at offset %td of dynamic shared memory (%zu bytes) are not shared memory",
          what, bytes, static_cast<const char*>(address) - shared_dynamic, shared_dynamic_bytes);
   }
+}
+
+uint32_t shared_address(const void* pointer) {
+  const char* at = static_cast<const char*>(pointer);
+  if (at >= shared_static && at < shared_static + shared_static_bytes) {
+    return static_cast<uint32_t>(kSharedReserved + (at - shared_static));
+  }
+  if (at < shared_dynamic || at > shared_dynamic + shared_dynamic_bytes) {
+    fail("%p is not in shared memory", pointer);
+  }
+  return static_cast<uint32_t>(dynamic_address() + (at - shared_dynamic));
+}
+
+char* shared_pointer(uint32_t address) {
+  if (address >= dynamic_address() && address - dynamic_address() < shared_dynamic_bytes) {
+    return shared_dynamic + (address - dynamic_address());
+  }
+  if (address >= kSharedReserved && address - kSharedReserved < shared_static_bytes) {
+    return shared_static + (address - kSharedReserved);
+  }
+  fail("shared address %#x is past the end of shared memory", address);
+}
+
+std::vector<std::shared_ptr<WarpgroupProduct>>& warpgroup_products(int group) {
+  return block->products[group];
 }
 
 void wait_for(const char* what, int line, const void* on) {
@@ -460,9 +495,14 @@ int launch(Body body, const void* context, const unsigned* grid_and_block, size_
   }
   if (!make_stacks()) return refuse("no memory for stacks, bytes", kMaxThreads * kStackBytes);
 
-  // The bytes up to the guard page do not belong to the kernel; they are checked after each block.
+  // Dynamic shared memory ends at a guard page, but for the bytes that its alignment takes. They
+  // do not belong to the kernel and are checked after each block.
+  shared_static = static_shared;
+  shared_static_bytes = static_bytes;
+  shared_dynamic_bytes = dynamic_bytes;
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  const size_t room = (dynamic_bytes + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment;
+  const size_t past = dynamic_address() + dynamic_bytes;
+  const size_t room = dynamic_bytes + (kSwizzlePeriod - past % kSwizzlePeriod) % kSwizzlePeriod;
   const size_t mapped = (room + page - 1) / page * page + 2 * page;
   void* memory = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return refuse("no memory for shared memory, bytes", mapped);
@@ -470,9 +510,6 @@ int launch(Body body, const void* context, const unsigned* grid_and_block, size_
   mprotect(base, page, PROT_NONE);
   mprotect(base + mapped - page, page, PROT_NONE);
   shared_dynamic = base + mapped - page - room;
-  shared_dynamic_bytes = dynamic_bytes;
-  shared_static = static_shared;
-  shared_static_bytes = static_bytes;
 
   options = *how;
   grid_dim = {size[0], size[1], size[2]};

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 namespace tbn_emulator {
@@ -48,6 +49,7 @@ struct Thread {
   std::vector<size_t> copy_groups;   // ends of the committed groups in `copies`
   size_t wgmma_issued, wgmma_landed; // numbers of operations, counted from the start of the block
   std::vector<size_t> wgmma_groups;  // value of wgmma_issued at each commit
+  bool wgmma_fenced;
   // The scheduler's own.
   void* stack_pointer;
   const char* waits_for;
@@ -69,6 +71,13 @@ Thread& thread(int id);
 // Fails unless [address, address + bytes) is shared memory and aligned.
 void check_shared(const void* address, size_t bytes, size_t alignment, const char* what);
 
+// The 32-bit addresses of shared memory that instructions use.
+uint32_t shared_address(const void* pointer);
+char* shared_pointer(uint32_t address);
+
+// The 128-byte swizzle: the 16-byte chunk of a 128-byte row is exchanged with the row's number.
+inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+
 // Gives the processor away until wake(on) is called.
 void wait_for(const char* what, int line, const void* on);
 void wake(const void* on);
@@ -85,6 +94,9 @@ int barrier_count(int predicate, int line);
 using Combine = void (*)(void** payloads, unsigned mask);
 void warp_collective(unsigned mask, const char* name, int line, void* payload, Combine combine);
 unsigned lanes_of_warp(); // those that exist
+
+struct WarpgroupProduct;
+std::vector<std::shared_ptr<WarpgroupProduct>>& warpgroup_products(int group);
 
 using Body = void (*)(const void* context);
 int launch(Body body, const void* context, const unsigned* grid_and_block, size_t dynamic_bytes,
