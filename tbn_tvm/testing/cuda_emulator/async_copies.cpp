@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "scheduler.h"
+#include "fibers.h"
 
 using namespace tbn_emulator;
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -107,8 +109,14 @@ _folder_holders: list[tempfile.TemporaryDirectory] = []
 def _runtime() -> Path:
     """The part that does not depend on the kernel."""
     library = _folder() / "libtbn_emulator.so"
-    sources = [str(HERE / name) for name in RUNTIME]
-    _compile(*COMMON, "-shared", f"-I{HERE}", *sources, "-o", str(library), "-ldl")
+    objects = [str(_folder() / f"{Path(name).stem}.o") for name in RUNTIME]
+
+    def compile_one(name: str, output: str) -> None:
+        _compile(*COMMON, f"-I{HERE}", "-c", str(HERE / name), "-o", output)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, RUNTIME, objects))
+    _compile("-shared", *objects, "-o", str(library), "-ldl")
     return library
 
 

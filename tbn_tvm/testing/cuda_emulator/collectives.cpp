@@ -1,6 +1,6 @@
 #include <cstring>
 
-#include "scheduler.h"
+#include "fibers.h"
 
 #include "collectives.h"
 
@@ -88,7 +88,7 @@ unsigned active_mask() {
   unsigned mask = 0;
   for (int lane = 0; lane < 32; ++lane) {
     const int id = self->warp * 32 + lane;
-    if (id < threads_in_block() && !thread(id).finished) mask |= 1u << lane;
+    if (id < threads_in_block() && !fiber(id).finished) mask |= 1u << lane;
   }
   return mask;
 }

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "scheduler.h"
+#include "fibers.h"
 
 #include "vectors.h"
 
@@ -153,16 +153,16 @@ void tbn_cp_async16(void* shared, const void* global, int bytes) {
   if (options.early_copies) {
     land(copy);
   } else {
-    self->copies.push_back(copy);
+    own().copies.push_back(copy);
   }
 }
 
-void tbn_cp_async_commit() { self->copy_groups.push_back(self->copies.size()); }
+void tbn_cp_async_commit() { own().copy_groups.push_back(own().copies.size()); }
 
 void tbn_cp_async_wait(int pending) {
   if (pending < 0) fail("tbn_cp_async_wait: %d groups", pending);
-  auto& groups = self->copy_groups;
-  auto& copies = self->copies;
+  auto& groups = own().copy_groups;
+  auto& copies = own().copies;
   if (groups.size() <= static_cast<size_t>(pending)) return;
   const size_t landed_groups = groups.size() - pending;
   const size_t landed = groups[landed_groups - 1];

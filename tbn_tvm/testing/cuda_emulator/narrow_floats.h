@@ -3,8 +3,9 @@
 // For one +, -, *, / or square root that is exact: float has more than twice the digits.
 #pragma once
 
-#if defined(__F16C__)
-#include <immintrin.h>
+// The compiler's own type, where C++ has it, uses the processor's conversions.
+#if defined(__x86_64__) && defined(__FLT16_MANT_DIG__)
+#define TBN_HAS_FLOAT16 1
 #endif
 
 namespace tbn_emulator {
@@ -23,8 +24,10 @@ inline float float_of(uint32_t bits) {
 
 struct Binary16 {
   static float decode(uint16_t bits) {
-#if defined(__F16C__)
-    return _cvtsh_ss(bits);
+#if defined(TBN_HAS_FLOAT16)
+    _Float16 value;
+    memcpy(&value, &bits, 2);
+    return value;
 #else
     const uint32_t sign = uint32_t(bits & 0x8000) << 16;
     const uint32_t exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -36,8 +39,11 @@ struct Binary16 {
   }
 
   static uint16_t encode(float value) {
-#if defined(__F16C__)
-    return _cvtss_sh(value, 0);
+#if defined(TBN_HAS_FLOAT16)
+    const _Float16 rounded = static_cast<_Float16>(value);
+    uint16_t bits;
+    memcpy(&bits, &rounded, 2);
+    return bits;
 #else
     const uint32_t bits = bits_of(value);
     const uint16_t sign = bits >> 16 & 0x8000;

@@ -11,10 +11,10 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
-#include <map>
-#include <random>
 #include <string>
 #include <utility>
+
+#include "fibers.h"
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -56,8 +56,8 @@ struct Rendezvous {
 };
 
 struct Block {
-  std::vector<Thread> threads;
-  std::vector<Thread*> ready;
+  std::vector<Fiber> threads;
+  std::vector<Fiber*> ready;
   std::vector<Rendezvous> meetings;
   std::vector<std::function<void()>> late_work;
   Barrier barriers[kBarriers];
@@ -116,7 +116,7 @@ tbn_emulator_switch:
 
 void* scheduler_stack_pointer;
 
-void prepare(Thread& thread, char* stack) {
+void prepare(Fiber& thread, char* stack) {
   // What the switch pops: six registers and where to return to. A function expects its stack
   // to be 8 past a multiple of 16 at its first instruction.
   void** top = reinterpret_cast<void**>(stack + kStackBytes) - 1;
@@ -126,16 +126,16 @@ void prepare(Thread& thread, char* stack) {
   thread.stack_pointer = top;
 }
 
-void enter(Thread& thread) { tbn_emulator_switch(&scheduler_stack_pointer, thread.stack_pointer); }
+void enter(Fiber& thread) { tbn_emulator_switch(&scheduler_stack_pointer, thread.stack_pointer); }
 
-void leave() { tbn_emulator_switch(&self->stack_pointer, scheduler_stack_pointer); }
+void leave() { tbn_emulator_switch(&own().stack_pointer, scheduler_stack_pointer); }
 
 #else
 
 ucontext_t scheduler_context;
 std::vector<ucontext_t> contexts(kMaxThreads);
 
-void prepare(Thread& thread, char* stack) {
+void prepare(Fiber& thread, char* stack) {
   ucontext_t& context = contexts[thread.id];
   getcontext(&context);
   context.uc_stack.ss_sp = stack;
@@ -144,7 +144,7 @@ void prepare(Thread& thread, char* stack) {
   makecontext(&context, &fiber_main, 0);
 }
 
-void enter(Thread& thread) { swapcontext(&scheduler_context, &contexts[thread.id]); }
+void enter(Fiber& thread) { swapcontext(&scheduler_context, &contexts[thread.id]); }
 
 void leave() { swapcontext(&contexts[self->id], &scheduler_context); }
 
@@ -152,7 +152,7 @@ void leave() { swapcontext(&contexts[self->id], &scheduler_context); }
 
 void fiber_main() {
   kernel_body(kernel_context);
-  self->finished = true;
+  own().finished = true;
   --block->unfinished;
   leave();
   __builtin_unreachable();
@@ -233,43 +233,63 @@ class FaultHandlers {
 // One block ------------------------------------------------------------------------------------
 
 void describe_deadlock() {
-  std::map<std::pair<std::string, int>, std::vector<int>> waiting;
+  struct Place {
+    const char* what;
+    int line, threads, first;
+  };
+  std::vector<Place> places;
   int finished = 0;
-  for (const Thread& thread : block->threads) {
+  for (const Fiber& thread : block->threads) {
     if (thread.finished) {
       ++finished;
+      continue;
+    }
+    const auto same = std::find_if(places.begin(), places.end(), [&](const Place& place) {
+      return place.line == thread.waits_at_line && !strcmp(place.what, thread.waits_for);
+    });
+    if (same == places.end()) {
+      places.push_back({thread.waits_for, thread.waits_at_line, 1, thread.id});
     } else {
-      waiting[{thread.waits_for, thread.waits_at_line}].push_back(thread.id);
+      ++same->threads;
     }
   }
   failure = "deadlock:";
-  for (const auto& [place, ids] : waiting) {
-    failure += " " + std::to_string(ids.size()) + " threads (first: " + std::to_string(ids[0]) +
-               ") wait at " + place.first;
-    if (place.second) failure += ", line " + std::to_string(place.second);
+  for (const Place& place : places) {
+    failure += " " + std::to_string(place.threads) + " threads (first: " +
+               std::to_string(place.first) + ") wait at " + place.what;
+    if (place.line) failure += ", line " + std::to_string(place.line);
     failure += ";";
   }
   failure += " " + std::to_string(finished) + " have finished";
   failed = true;
 }
 
-void arrange(std::vector<Thread*>& round, std::mt19937& random) {
-  if (options.order == kForward) return;
+uint64_t random_state;
+
+// xorshift: the same threads in the same order for the same seed, on every machine.
+uint64_t random_below(uint64_t bound) {
+  random_state ^= random_state << 13;
+  random_state ^= random_state >> 7;
+  random_state ^= random_state << 17;
+  return random_state % bound;
+}
+
+void arrange(std::vector<Fiber*>& round) {
   if (options.order == kReverse) {
-    std::sort(round.begin(), round.end(), [](Thread* a, Thread* b) { return a->id > b->id; });
-  } else {
-    std::shuffle(round.begin(), round.end(), random);
+    std::sort(round.begin(), round.end(), [](Fiber* a, Fiber* b) { return a->id > b->id; });
+  } else if (options.order == kShuffled) {
+    for (size_t i = round.size(); i > 1; --i) std::swap(round[i - 1], round[random_below(i)]);
   }
 }
 
-void run_block(std::mt19937& random) {
+void run_block() {
   const int count = static_cast<int>(block_dim.x * block_dim.y * block_dim.z);
   Block state;
   block = &state;
   state.threads.resize(count);
   state.unfinished = count;
   for (int id = 0; id < count; ++id) {
-    Thread& thread = state.threads[id];
+    Fiber& thread = state.threads[id];
     const unsigned plane = id / block_dim.x;
     thread.index = {id % block_dim.x, plane % block_dim.y, plane / block_dim.y};
     thread.id = id;
@@ -278,7 +298,7 @@ void run_block(std::mt19937& random) {
     prepare(thread, stacks + id * kStackBytes);
     state.ready.push_back(&thread);
   }
-  std::vector<Thread*> round;
+  std::vector<Fiber*> round;
   if (sigsetjmp(after_fault, 0)) self = nullptr;
   while (state.unfinished && !failed) {
     if (state.ready.empty()) {
@@ -296,8 +316,8 @@ void run_block(std::mt19937& random) {
     }
     round.clear();
     round.swap(state.ready);
-    arrange(round, random);
-    for (Thread* thread : round) {
+    arrange(round);
+    for (Fiber* thread : round) {
       self = thread;
       enter(*thread);
       self = nullptr;
@@ -332,7 +352,7 @@ void* dynamic_shared() { return shared_dynamic; }
 
 int threads_in_block() { return static_cast<int>(block->threads.size()); }
 
-Thread& thread(int id) { return block->threads[id]; }
+Fiber& fiber(int id) { return block->threads[id]; }
 
 void check_shared(const void* address, size_t bytes, size_t alignment, const char* what) {
   const auto from = reinterpret_cast<uintptr_t>(address);
@@ -377,14 +397,14 @@ std::vector<std::shared_ptr<WarpgroupProduct>>& warpgroup_products(int group) {
 }
 
 void wait_for(const char* what, int line, const void* on) {
-  self->waits_for = what;
-  self->waits_at_line = line;
-  self->waits_on = on;
+  own().waits_for = what;
+  own().waits_at_line = line;
+  own().waits_on = on;
   leave();
 }
 
 void wake(const void* on) {
-  for (Thread& thread : block->threads) {
+  for (Fiber& thread : block->threads) {
     if (!thread.finished && thread.waits_on == on) {
       thread.waits_on = nullptr;
       block->ready.push_back(&thread);
@@ -407,7 +427,7 @@ void barrier(int id, int threads, bool waits, int line) {
   // The instruction is `.aligned`: a warp's threads have to come to the same one.
   const int past = std::min(self->warp * 32 + 32, threads_in_block());
   for (int peer = self->warp * 32; waits && peer < past; ++peer) {
-    const Thread& other = block->threads[peer];
+    const Fiber& other = block->threads[peer];
     if (!other.finished && other.waits_on == &state && other.waits_at_line != line) {
       fail("barrier %d: threads of one warp wait at lines %d and %d", id, other.waits_at_line,
            line);
@@ -459,7 +479,7 @@ void warp_collective(unsigned mask, const char* name, int line, void* payload, C
   combine(const_cast<void**>(complete.payloads), mask);
   for (int lane = 0; lane < 32; ++lane) {
     if (lane == self->lane || !(mask >> lane & 1)) continue;
-    Thread& peer = block->threads[self->warp * 32 + lane];
+    Fiber& peer = block->threads[self->warp * 32 + lane];
     peer.waits_on = nullptr;
     block->ready.push_back(&peer);
   }
@@ -516,7 +536,7 @@ int launch(Body body, const void* context, const unsigned* grid_and_block, size_
   block_dim = {size[3], size[4], size[5]};
   kernel_body = body;
   kernel_context = context;
-  std::mt19937 random(options.seed);
+  random_state = 0x9e3779b97f4a7c15u + static_cast<uint64_t>(options.seed);
   const FaultHandlers handlers;
   for (unsigned z = 0; z < grid_dim.z && !failed; ++z) {
     for (unsigned y = 0; y < grid_dim.y && !failed; ++y) {
@@ -524,7 +544,7 @@ int launch(Body body, const void* context, const unsigned* grid_and_block, size_
         block_index = {x, y, z};
         memset(shared_dynamic, 0xff, room);
         memset(static_shared, 0xff, static_bytes);
-        run_block(random);
+        run_block();
         for (size_t i = dynamic_bytes; i < room && !failed; ++i) {
           if (shared_dynamic[i] != char(0xff)) {
             failure = "dynamic shared memory written " + std::to_string(i - dynamic_bytes) +

@@ -7,9 +7,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
-#include <memory>
-#include <vector>
 
 namespace tbn_emulator {
 
@@ -35,27 +32,9 @@ struct Argument {
   };
 };
 
-// A copy that this thread issued and that has not landed.
-struct PendingCopy {
-  void* to;
-  const void* from;
-  int bytes;
-};
-
 struct Thread {
   Index index;
   int id, lane, warp;
-  std::vector<PendingCopy> copies;   // of cp.async, oldest first
-  std::vector<size_t> copy_groups;   // ends of the committed groups in `copies`
-  size_t wgmma_issued, wgmma_landed; // numbers of operations, counted from the start of the block
-  std::vector<size_t> wgmma_groups;  // value of wgmma_issued at each commit
-  bool wgmma_fenced;
-  // The scheduler's own.
-  void* stack_pointer;
-  const char* waits_for;
-  int waits_at_line;
-  const void* waits_on;
-  bool finished;
 };
 
 extern Thread* self;
@@ -66,24 +45,9 @@ extern Options options;
 
 void* dynamic_shared();
 int threads_in_block();
-Thread& thread(int id);
 
-// Fails unless [address, address + bytes) is shared memory and aligned.
-void check_shared(const void* address, size_t bytes, size_t alignment, const char* what);
-
-// The 32-bit addresses of shared memory that instructions use.
+// The 32-bit address of shared memory that instructions use.
 uint32_t shared_address(const void* pointer);
-char* shared_pointer(uint32_t address);
-
-// The 128-byte swizzle: the 16-byte chunk of a 128-byte row is exchanged with the row's number.
-inline uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
-
-// Gives the processor away until wake(on) is called.
-void wait_for(const char* what, int line, const void* on);
-void wake(const void* on);
-
-// Runs when every thread waits: the latest moment for asynchronous work to be done.
-void at_standstill(std::function<void()> work);
 
 // bar.sync, bar.arrive: barrier 0 with all threads is __syncthreads().
 void barrier(int id, int threads, bool waits, int line);
@@ -94,9 +58,6 @@ int barrier_count(int predicate, int line);
 using Combine = void (*)(void** payloads, unsigned mask);
 void warp_collective(unsigned mask, const char* name, int line, void* payload, Combine combine);
 unsigned lanes_of_warp(); // those that exist
-
-struct WarpgroupProduct;
-std::vector<std::shared_ptr<WarpgroupProduct>>& warpgroup_products(int group);
 
 using Body = void (*)(const void* context);
 int launch(Body body, const void* context, const unsigned* grid_and_block, size_t dynamic_bytes,

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "scheduler.h"
+#include "fibers.h"
 
 #include "vectors.h"
 
@@ -102,9 +102,9 @@ void wgmma(int columns, Operand format, float* acc, unsigned a0, unsigned a1, un
            unsigned a3, unsigned long long descriptor) {
   const int group = self->id / kThreads, place = self->id % kThreads;
   if ((group + 1) * kThreads > threads_in_block()) fail("wgmma needs warpgroups of 128 threads");
-  if (!self->wgmma_fenced) fail("wgmma: no tbn_wgmma_fence since the last commit");
+  if (!own().wgmma_fenced) fail("wgmma: no tbn_wgmma_fence since the last commit");
   auto& products = warpgroup_products(group);
-  const size_t number = self->wgmma_issued++;
+  const size_t number = own().wgmma_issued++;
   if (products.size() == number) {
     products.push_back(std::make_shared<WarpgroupProduct>());
     WarpgroupProduct& fresh = *products.back();
@@ -134,23 +134,23 @@ void wgmma(int columns, Operand format, float* acc, unsigned a0, unsigned a1, un
 
 using namespace tbn_emulator;
 
-void tbn_wgmma_fence() { self->wgmma_fenced = true; }
+void tbn_wgmma_fence() { own().wgmma_fenced = true; }
 
 void tbn_wgmma_commit() {
-  self->wgmma_groups.push_back(self->wgmma_issued);
-  self->wgmma_fenced = false;
+  own().wgmma_groups.push_back(own().wgmma_issued);
+  own().wgmma_fenced = false;
 }
 
 void tbn_wgmma_wait(int pending) {
-  auto& groups = self->wgmma_groups;
+  auto& groups = own().wgmma_groups;
   if (pending < 0) fail("tbn_wgmma_wait: %d groups", pending);
   if (groups.size() <= static_cast<size_t>(pending)) return;
   const size_t finished = groups.size() - pending;
   const size_t end = groups[finished - 1];
   groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(finished));
   auto& products = warpgroup_products(self->id / kThreads);
-  for (; self->wgmma_landed < end; ++self->wgmma_landed) {
-    std::shared_ptr<WarpgroupProduct>& product = products[self->wgmma_landed];
+  for (; own().wgmma_landed < end; ++own().wgmma_landed) {
+    std::shared_ptr<WarpgroupProduct>& product = products[own().wgmma_landed];
     while (product->issued < kThreads) {
       wait_for("tbn_wgmma_wait for other warps' wgmma", 0, product.get());
     }
