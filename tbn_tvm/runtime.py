@@ -15,7 +15,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -197,7 +197,7 @@ class Artifact:
         if path.is_dir():
             raise UsageError(f"{path}: is a folder; an artifact is a file")
         constants = io.BytesIO()
-        np.savez(constants, **{f"c{index:05d}": a for index, a in enumerate(self.constants)})
+        np.savez(constants, **_named(self.constants))
         members = {_LIBRARY: self.library, _CONSTANTS: constants.getvalue()}
         members |= {_device_member(key): code for key, code in self.device_code.items()}
         manifest = {
@@ -208,6 +208,7 @@ class Artifact:
             "versions": self.versions,
             **self.signature.to_dict(),
             "layers": self.layers,
+            "constants": [str(array.dtype) for array in self.constants],
             "memory": self.memory,
             "max_batch": self.max_batch,
             "device_code": sorted(self.device_code),
@@ -247,7 +248,7 @@ class Artifact:
                 target=manifest["target"],
                 signature=Signature.from_dict(manifest),
                 library=members[_LIBRARY],
-                constants=_constants(members[_CONSTANTS]),
+                constants=_constants(members[_CONSTANTS], manifest.get("constants")),
                 layers=manifest["layers"],
                 versions=manifest["versions"],
                 memory=manifest.get("memory", {}),
@@ -341,9 +342,25 @@ def _device_member(key: str) -> str:
     return f"device/{key}.fatbin"
 
 
-def _constants(data: bytes) -> tuple[np.ndarray, ...]:
+def _named(constants: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Constants by names in their order; NumPy's files do not know all dtypes TVM has."""
+    return {
+        f"c{index:05d}": array if array.dtype.kind != "V" else array.view(f"u{array.itemsize}")
+        for index, array in enumerate(constants)
+    }
+
+
+def _constants(data: bytes, dtypes: Sequence[str] | None) -> tuple[np.ndarray, ...]:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return tuple(arrays[name] for name in sorted(arrays.files))
+        found = [arrays[name] for name in sorted(arrays.files)]
+    if dtypes is None:  # by a writer that had none but NumPy's own
+        return tuple(found)
+    if any(dtype not in np.sctypeDict for dtype in dtypes):
+        import ml_dtypes  # noqa: F401  (teaches NumPy bfloat16)
+    return tuple(
+        array if str(array.dtype) == dtype else array.view(dtype)
+        for array, dtype in zip(found, dtypes, strict=True)
+    )
 
 
 def content_hash(manifest: dict) -> str:

@@ -37,9 +37,11 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "conv2d.default": _float_conv,
             "convolution.default": _float_conv,
             "elu.default": _elu,
+            "layer_norm.default": _layer_norm,
             "linear.default": _float_linear,
             "matmul.default": _product,
             "mm.default": _product,
+            "native_layer_norm.default": _layer_norm,
             "select.int": _select,
             "tbn_tiled_linear.default": _linear,
             "tbn_tiled_conv1d.default": _conv1d,
@@ -79,18 +81,32 @@ def _float_conv(node: fx.Node, importer) -> relax.Var:
     convert = {"conv1d": importer._conv1d, "conv2d": importer._conv2d}.get(
         node.target.__name__.split(".")[0], importer._convolution
     )
-    x, bias = node.args[0], node.args[2] if len(node.args) > 2 else None
-    dtype, given = str(importer.env[x].ty.dtype), importer.env.get(bias)
-    if dtype not in _HALVES:
+    if str(importer.env[node.args[0]].ty.dtype) not in _HALVES:
         return convert(node)
-    emit = importer.block_builder.emit
-    if given is not None:
-        importer.env[bias] = emit(relax.op.astype(given, "float32"))
+    return _in_float32(convert, node, importer, [2])
+
+
+def _layer_norm(node: fx.Node, importer) -> relax.Var:
+    """TVM's own conversion, in float32 where TVM's kernel does not know the dtype."""
+    native = node.target.__name__.startswith("native")
+    convert = importer._native_layer_norm if native else importer._layer_norm
+    if str(importer.env[node.args[0]].ty.dtype) != "bfloat16":
+        return convert(node)
+    return _in_float32(convert, node, importer, [0, 2, 3])
+
+
+def _in_float32(convert, node: fx.Node, importer, positions: list[int]) -> relax.Var:
+    """A conversion with some arguments cast to float32, its result cast to the input's dtype."""
+    emit, dtype = importer.block_builder.emit, str(importer.env[node.args[0]].ty.dtype)
+    nodes = [node.args[i] for i in positions if len(node.args) > i]
+    before = {arg: importer.env[arg] for arg in nodes if isinstance(arg, fx.Node)}
+    for arg, value in before.items():
+        importer.env[arg] = emit(relax.op.astype(value, "float32"))
     try:
-        return emit(relax.op.astype(convert(node), dtype))
+        result = convert(node)
     finally:
-        if given is not None:
-            importer.env[bias] = given
+        importer.env.update(before)
+    return emit(relax.op.astype(result, dtype))
 
 
 def _select(node: fx.Node, importer) -> relax.Var:
