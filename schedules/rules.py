@@ -141,6 +141,7 @@ class Rule:
     max_unique_rows: int | None = None
     max_groups: int | None = 1
     min_row_length: int = 1
+    row_length_multiple: int = 1
     min_channels: int = 1
     max_segments: int | None = None
     whole_rows: bool = False
@@ -159,6 +160,7 @@ class Rule:
             and product.unique_rows >= self.min_unique_rows
             and (self.max_unique_rows is None or product.unique_rows <= self.max_unique_rows)
             and product.geometry.n >= self.min_row_length
+            and product.geometry.n % self.row_length_multiple == 0
             and workload.channels >= self.min_channels
             and (self.max_segments is None or product.segments <= self.max_segments)
             and (

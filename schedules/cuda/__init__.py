@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import tvm
 
-from tbn_tvm.schedules.cuda import conv_mma, conv_simt, dense_mma, dense_segments, dense_simt
+from tbn_tvm.schedules.cuda import (
+    conv_mma,
+    conv_simt,
+    dense_mma,
+    dense_segments,
+    dense_simt,
+    dense_wgmma,
+)
 from tbn_tvm.schedules.kernel import Kernel
 from tbn_tvm.schedules.rules import DENSE, Rule
 
@@ -16,6 +23,7 @@ CONVOLUTIONS = ("relax.tbn.tiled_conv1d", "relax.tbn.tiled_conv2d")
 KERNELS: dict[str, Kernel] = {
     kernel.name: kernel
     for kernel in (
+        dense_wgmma.DenseWgmma(),
         dense_mma.DenseMma(),
         dense_simt.DenseSimt(),
         dense_segments.DenseSegments(),
@@ -25,6 +33,16 @@ KERNELS: dict[str, Kernel] = {
 }
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        kernel="dense_wgmma",
+        operators=(DENSE,),
+        dtypes=("float16", "bfloat16"),
+        feature="sm_90a",
+        max_segments=1,
+        # The copy engine wants rows of activations in whole 16 bytes.
+        row_length_multiple=8,
+        min_row_length=64,
+    ),
     Rule(
         kernel="dense_mma",
         operators=(DENSE,),

@@ -53,6 +53,7 @@ class DenseMma(FusedKernel):
 
     name = "dense_mma"
     version = 1
+    order = fragments.NEIGHBOURS
 
     def regimes(self, workload: Workload) -> tuple[Workload, ...]:
         if workload.batch is not None:
@@ -121,26 +122,33 @@ class DenseMma(FusedKernel):
         self, tile: np.ndarray, workload: Workload, configs: tuple[Config, ...]
     ) -> np.ndarray:
         (signs,) = sign_rows(tile, workload.product)
-        return fragments.fragment_words(signs)
+        return fragments.fragment_words(signs, self.order)
 
     def emit(self, io: Operands, workload: Workload, configs: tuple[Config, ...]) -> None:
         if workload.batch is not None:
-            emit = _emit_few if workload.batch <= FEW_SAMPLES else _emit_many
-            emit(io, workload, configs[0])
+            if workload.batch <= FEW_SAMPLES:
+                _emit_few(io, workload, configs[0], self.order)
+            else:
+                self.emit_many(io, workload, configs[0])
             return
         few, some, many = configs
         samples = io.samples
         with T.If(samples <= FEW_SAMPLES):
             with T.Then():
-                _emit_few(io, workload, few)
+                _emit_few(io, workload, few, self.order)
             with T.Else(), T.If(samples <= 256):
                 with T.Then():
-                    _emit_many(io, workload, some)
+                    self.emit_many(io, workload, some)
                 with T.Else():
-                    _emit_many(io, workload, many)
+                    self.emit_many(io, workload, many)
+
+    def emit_many(self, io: Operands, workload: Workload, config: Config) -> None:
+        """Write the code for many samples."""
+        _emit_many(io, workload, config)
 
 
-def _samples32(io: Operands):
+def samples32(io: Operands):
+    """The number of input vectors: a number, or 32 bits of a symbolic one."""
     samples = io.samples
     return int(samples) if isinstance(samples, (int, tir.IntImm)) else T.cast(samples, "int32")
 
@@ -155,14 +163,14 @@ def _wide(index):
     return T.cast(index, "int64")
 
 
-def _emit_few(io: Operands, workload: Workload, config: Config) -> None:
+def _emit_few(io: Operands, workload: Workload, config: Config, order: str) -> None:
     """At most 8 samples: warps share a block's columns and add their sums up in order."""
     product, dtype = workload.product, workload.dtype
     n, rows = product.geometry.n, product.unique_rows
     row_tiles, chunks = fragments.tile_counts(rows, n)
     tiles, warps = min(config["tiles"], row_tiles), min(config["warps"], chunks)
     ahead = min(config["ahead"], -(-chunks // warps))
-    samples = _samples32(io)
+    samples = samples32(io)
     block_rows = tiles * TILE_ROWS
     x = flat_view(io.x, (io.samples, n))
     with grid(32 * warps, x=-(-row_tiles // tiles)) as (block, thread):
@@ -182,7 +190,7 @@ def _emit_few(io: Operands, workload: Workload, config: Config) -> None:
                     row_tile = tir.min(block * tiles + i, row_tiles - 1)
                     at = tir.min(chunk, chunks - 1)
                     store(word, io.words[row_tile, at, lane], u * tiles + i)
-                _load_activations(x, act, u * 8, sample, chunk, quarter, samples, n, dtype)
+                _load_activations(x, act, u * 8, sample, chunk, quarter, samples, n, dtype, order)
             for u in range(ahead):
                 for s in range(4):
                     for i in range(tiles):
@@ -214,10 +222,11 @@ def _emit_few(io: Operands, workload: Workload, config: Config) -> None:
                 store_copies(io, workload, column, unique, lambda _lane: dots[column, row])
 
 
-def _load_activations(x, act, first, sample, chunk, quarter, samples, n, dtype) -> None:
+def _load_activations(x, act, first, sample, chunk, quarter, samples, n, dtype, order) -> None:
     """This lane's 16 activations of a chunk of 64 columns as eight registers, zeros past ends."""
-    column = chunk * TILE_COLUMNS + quarter * 16
-    if n % 8 == 0:
+    neighbours = order == fragments.NEIGHBOURS
+    column = chunk * TILE_COLUMNS + quarter * (16 if neighbours else 2)
+    if n % 8 == 0 and neighbours:
         for i in range(8):
             store(act, T.uint32(0), first + i)
         for half in range(2):
@@ -226,10 +235,18 @@ def _load_activations(x, act, first, sample, chunk, quarter, samples, n, dtype) 
                 load128(T.address_of(act[first + 4 * half]), T.address_of(x[_wide(sample), at]))
         return
     halves = T.decl_buffer((act.shape[0] * 2,), dtype, data=act.data, scope="local")
-    for i in range(16):
-        inside = tir.all(sample < samples, column + i < n)
-        value = tir.if_then_else(inside, x[_wide(sample), column + i], tir.const(0, dtype))
-        store(halves, value, first * 2 + i)
+    for i in range(8):
+        at = column + (2 * i if neighbours else 8 * i)
+        if n % 2 == 0:
+            for e in range(2):
+                store(halves, tir.const(0, dtype), (first + i) * 2 + e)
+            with when(tir.all(sample < samples, at < n)), T.vectorized(0, 2) as e:
+                store(halves, x[_wide(sample), at + e], (first + i) * 2 + e)
+            continue
+        for e in range(2):
+            inside = tir.all(sample < samples, at + e < n)
+            value = tir.if_then_else(inside, x[_wide(sample), at + e], tir.const(0, dtype))
+            store(halves, value, (first + i) * 2 + e)
 
 
 def _emit_many(io: Operands, workload: Workload, config: Config) -> None:
@@ -241,7 +258,7 @@ def _emit_many(io: Operands, workload: Workload, config: Config) -> None:
     warps_m, warps_n = config["warps_m"], config["warps_n"]
     threads = 32 * warps_m * warps_n
     tiles_m, tiles_n = block_m // warps_m // TILE_ROWS, block_n // warps_n // 8
-    samples = _samples32(io)
+    samples = samples32(io)
     x = flat_view(io.x, (io.samples, n))
     stage_size = block_n * TILE_COLUMNS
     pool_size = max(stages * stage_size * 2, block_n * (block_m + _PAD) * 4)
