@@ -73,9 +73,11 @@ RULES: tuple[Rule, ...] = (
 
 
 def features(target: tvm.target.Target) -> frozenset[str]:
-    """The compute capabilities whose instructions a target has: ``sm_80`` and newer."""
+    """The instructions a target has: ``sm_80``, ``sm_90`` and, where its architecture is named
+    with the suffix, those of Hopper alone: ``sm_90a``."""
     if target.kind.name != "cuda":
         return frozenset()
-    digits = "".join(c for c in str(target.attrs.get("arch", "sm_80")) if c.isdigit())
-    present = {f"sm_{known}" for known in (80, 90) if int(digits) >= known}
-    return frozenset(present | ({"sm_90a"} if int(digits) == 90 else set()))
+    arch = str(target.attrs.get("arch", "sm_80"))
+    number = int("".join(c for c in arch if c.isdigit()))
+    present = {f"sm_{known}" for known in (80, 90) if number >= known}
+    return frozenset(present | ({arch} if arch == "sm_90a" else set()))

@@ -224,10 +224,8 @@ class ConvMma(FusedKernel):
 
     def valid(self, workload: Workload, config: Config) -> bool:
         plan = Plan(workload, config)
-        tile_m = config["rows"] // config["warps_m"]
-        tile_n = plan.positions // config["warps_n"]
         return (
-            tile_m >= TILE_ROWS
+            config["rows"] // config["warps_m"] >= TILE_ROWS
             and plan.lane_registers <= LANE_REGISTERS
             and config["channels"] < 2 * max(workload.channels, UNIT)
             and plan.shared_bytes <= SHARED_BYTES
