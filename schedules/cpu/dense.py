@@ -159,14 +159,14 @@ class DenseKernel(Kernel):
             )
 
         def few() -> None:
-            _either(
+            either(
                 samples * work < SERIAL_WORK,
                 lambda: over_samples(0, T.serial, T.serial),
                 lambda: over_samples(0, T.serial, T.parallel),
             )
 
         def many() -> None:
-            _either(
+            either(
                 samples * work < SERIAL_WORK,
                 lambda: over_samples(-1, T.serial, T.serial),
                 lambda: over_samples(-1, T.parallel, T.serial),
@@ -180,7 +180,7 @@ class DenseKernel(Kernel):
             dots = T.arg(
                 "dots", tir.decl_buffer((samples, rows, product.segments), "float32", "dots")
             )
-            _either(samples < MANY_SAMPLES, few, many)
+            either(samples < MANY_SAMPLES, few, many)
         return builder.get().with_attrs({"tirx.noalias": True, SCHEDULED: True})
 
     def store(self, block: Block, sample: int, row, values: Callable) -> None:
@@ -195,7 +195,7 @@ class DenseKernel(Kernel):
                 )
 
 
-def _either(condition, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+def either(condition, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
     """``if`` decided now where it can be, by the function where not."""
     if isinstance(condition, bool):
         (then if condition else otherwise)()
@@ -222,4 +222,4 @@ def _counted(loop, whole, at: Callable, rest, last: Callable) -> None:
             last(i)
     else:
         with loop(0, whole + rest) as i:
-            _either(i < whole, lambda: at(i), lambda: last(i - whole))
+            either(i < whole, lambda: at(i), lambda: last(i - whole))
