@@ -33,9 +33,20 @@ class DeviceArray:
 
     The array ends where the second begins, but for less than :data:`ALIGNMENT` bytes. Those, and
     the rest of the page before the array, are checked by :meth:`copy_back`.
+
+    Parameters
+    ----------
+    array : numpy.ndarray
+        C-contiguous.
+    device_type : int
+        :data:`CUDA` or :data:`OPENCL`.
+    name : str
+        For messages.
+    protect : bool
+        Touching the stretches is a fault at once; otherwise :meth:`copy_back` finds writes to them.
     """
 
-    def __init__(self, array: np.ndarray, device_type: int, name: str):
+    def __init__(self, array: np.ndarray, device_type: int, name: str, protect: bool = True):
         if not isinstance(array, np.ndarray) or not array.flags.c_contiguous:
             raise TypeError(f"{name}: a C-contiguous NumPy array is needed, not {type(array)}")
         self.array = array
@@ -45,13 +56,15 @@ class DeviceArray:
         self._memory = mmap.mmap(-1, inner + 2 * GUARD)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         for guard in (base, base + GUARD + inner):
-            if _libc.mprotect(guard, GUARD, _NO_ACCESS):
+            if protect and _libc.mprotect(guard, GUARD, _NO_ACCESS):
                 raise OSError(ctypes.get_errno(), "mprotect failed")
-        everything = np.frombuffer(self._memory, np.uint8)[GUARD : GUARD + inner]
-        everything[...] = _UNUSED
-        self._before, self._bytes, self._after = np.split(
-            everything, [inner - room, inner - room + array.nbytes]
-        )
+        start = GUARD + inner - room
+        ours = slice(GUARD, GUARD + inner) if protect else slice(None)
+        everything = np.frombuffer(self._memory, np.uint8)
+        everything[ours] = _UNUSED
+        self._before = everything[ours.start : start]
+        self._bytes = everything[start : start + array.nbytes]
+        self._after = everything[start + array.nbytes : ours.stop]
         self._bytes[...] = array.reshape(-1).view(np.uint8)
         self.address = base + GUARD + inner - room
         self._device_type = device_type
@@ -61,8 +74,8 @@ class DeviceArray:
         """Write what the kernels left into the array."""
         size = self.array.nbytes
         if (self._after != _UNUSED).any():
-            past = int(np.flatnonzero(self._after != _UNUSED)[0])
-            raise IndexError(f"{self.name}: a kernel wrote {past} bytes past its {size} bytes")
+            at = size + int(np.flatnonzero(self._after != _UNUSED)[0])
+            raise IndexError(f"{self.name} has {size} bytes, and a kernel wrote byte {at}")
         if (self._before != _UNUSED).any():
             raise IndexError(f"{self.name}: a kernel wrote before its first byte")
         if self.array.flags.writeable:
@@ -128,6 +141,7 @@ def call(
     arrays: list,
     device_type: int,
     packed: Mapping[str, Callable],
+    protect: bool = True,
 ) -> None:
     """Call a host function whose kernels are Python functions.
 
@@ -143,15 +157,25 @@ def call(
         What the host code expects: :data:`CUDA` or :data:`OPENCL`.
     packed : mapping of str to callable
         By the names the host code calls them by. They get addresses as ``ctypes.c_void_p``.
+    protect : bool
+        As :class:`DeviceArray` has it.
     """
     memory = [
-        DeviceArray(value, device_type, f"argument {position}")
+        DeviceArray(value, device_type, f"argument {position}", protect)
         if isinstance(value, np.ndarray)
         else value
         for position, value in enumerate(arrays)
     ]
-    with _registered({**packed, "__tvm_set_device": lambda *_: None}):
-        host[entry](*(tvm_ffi.from_dlpack(m) if isinstance(m, DeviceArray) else m for m in memory))
+    raised: list[Exception] = []
+    functions = {name: _recording(function, raised) for name, function in packed.items()}
+    tensors = [tvm_ffi.from_dlpack(m) if isinstance(m, DeviceArray) else m for m in memory]
+    with _registered({**functions, "__tvm_set_device": lambda *_: None}):
+        try:
+            host[entry](*tensors)
+        except Exception:
+            if raised:  # TVM made another type of it on its way
+                raise raised[0] from None
+            raise
     for piece in memory:
         if isinstance(piece, DeviceArray):
             piece.copy_back()

@@ -6,10 +6,12 @@ import importlib
 from dataclasses import dataclass, field
 
 import tvm
+import tvm_ffi
 from tvm import tirx as tir
 
 DYNAMIC_SHARED = "tirx.use_dyn_shared_memory"
 AXES = tuple(f"{kind}.{axis}" for kind in ("blockIdx", "threadIdx") for axis in "xyz")
+_WORKSPACES = ("tirx.TVMBackendAllocWorkspace", "tirx.TVMBackendFreeWorkspace")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,14 @@ class Lowered:
     kernels: dict[str, Kernel] = field(default_factory=dict)
     entries: tuple[str, ...] = ()
 
+    def entry(self, name: str | None) -> str:
+        """The host function meant: the only one, unless a name is given."""
+        if name is None and len(self.entries) == 1:
+            return self.entries[0]
+        if name not in self.entries:
+            raise ValueError(f"entry must be one of {sorted(self.entries)}, not {name}")
+        return name
+
 
 def lower(mod: tir.PrimFunc | tvm.IRModule, target: dict | tvm.target.Target) -> Lowered:
     """Do what ``tvm.tirx.build`` does, short of compiling and loading the kernels."""
@@ -104,7 +114,24 @@ def _split(mod, target):
     with target:
         lowered = pipeline(tir.transform.BindTarget(target)(mod))
         host_mod, device_mods = build.split_host_device_mods(lowered)
-        return finalize_host()(host_mod), {
+        return _workspaces_on_host(finalize_host()(host_mod)), {
             device_target: finalize_device()(device_mod)
             for device_target, device_mod in device_mods.items()
         }
+
+
+def _workspaces_on_host(mod: tvm.IRModule) -> tvm.IRModule:
+    """Memory that passes from kernel to kernel comes from the CPU's pool, not the GPU's."""
+    cpu = tvm.cpu()
+    device = (tir.IntImm("int32", cpu.dlpack_device_type()), tir.IntImm("int32", cpu.index))
+
+    def moved(call: tvm.ir.Call) -> tvm.ir.Call:
+        if getattr(call.op, "name", None) not in _WORKSPACES:
+            return call
+        return tvm.ir.Call(call.op, [*device, *call.args[2:]], attrs=call.attrs, ret_ty=call.ty)
+
+    functions = {
+        variable: func.with_body(tvm_ffi.structural_map(func.body, [(tvm.ir.Call, moved)]))
+        for variable, func in mod.functions.items()
+    }
+    return tvm.IRModule(functions, attrs=mod.attrs)

@@ -276,7 +276,7 @@ def test_a_bad_access_is_reported_with_its_line(statement, index, message):
 def test_writing_just_past_an_array_is_reported():
     program = Program(TOUCH.replace("STATEMENT", "data[index] = 1;"))
     with pytest.raises(
-        IndexError, match="argument 0 of touch: a kernel wrote 4 bytes past its 244"
+        IndexError, match="argument 0 of touch has 244 bytes, and a kernel wrote byte 248"
     ):
         program.launch("touch", 1, 1, [np.zeros(61, "float32"), 62])
 

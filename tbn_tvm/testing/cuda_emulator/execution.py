@@ -50,10 +50,7 @@ class Emulated:
         list of (str, list of int, int)
             The launches: kernel, extents of grid and block, bytes of dynamic shared memory.
         """
-        if entry is None:
-            if len(self._lowered.entries) != 1:
-                raise ValueError(f"entry must be one of {self._lowered.entries}")
-            (entry,) = self._lowered.entries
+        entry = self._lowered.entry(entry)
         self._options = options or Options()
         self.launches = []
         packed = {name: self._packed(kernel) for name, kernel in self._lowered.kernels.items()}
