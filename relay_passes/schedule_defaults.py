@@ -57,8 +57,13 @@ def _schedule(func: tir.PrimFunc, threads: bool) -> tir.PrimFunc:
         if _reduces(sch, block):
             if len(loops) == len(kinds):
                 sch.decompose_reduction(block, loops[kinds.index(tir.IterVar.CommReduce)])
-        elif threads and len(loops) > 1 and _elements(sch, loops) >= PARALLEL_ELEMENTS:
-            sch.parallel(sch.fuse(*loops[:2]))
+        elif threads and len(loops) > 1:
+            shared = _elements(sch, loops) >= PARALLEL_ELEMENTS
+            period = _period(sch, block)
+            if period is not None:
+                sch.split(loops[-1], [None, period])
+            if shared:
+                sch.parallel(sch.fuse(*loops[: min(2, len(loops) - 1)]))
     return sch.mod["main"].with_attrs(func.attrs) if func.attrs else sch.mod["main"]
 
 
@@ -66,6 +71,29 @@ def _elements(sch: s_tir.Schedule, loops) -> int:
     """Iterations of a loop nest, symbolic extents counted as 1."""
     extents = (sch.get(loop).extent for loop in loops)
     return math.prod(int(extent) for extent in extents if isinstance(extent, tir.IntImm))
+
+
+def _period(sch: s_tir.Schedule, block) -> int | None:
+    """The period with which the last axis of an elementwise block reads, where it has one.
+
+    Outputs of a tiled product repeat the unique rows: with a loop over one period innermost, reads
+    are contiguous and vectorise.
+    """
+    block = sch.get(block)
+    last = block.iter_vars[-1]
+    indices = [axis.min for read in block.reads for axis in read.region]
+    found = {
+        int(index.b)
+        for index in indices
+        if isinstance(index, tir.FloorMod)
+        and index.a.same_as(last.var)
+        and isinstance(index.b, tir.IntImm)
+    }
+    extent = last.dom.extent
+    if len(found) != 1 or not isinstance(extent, tir.IntImm):
+        return None
+    (period,) = found
+    return period if 1 < period < int(extent) and int(extent) % period == 0 else None
 
 
 def _reduces(sch: s_tir.Schedule, block) -> bool:
