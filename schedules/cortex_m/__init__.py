@@ -1,9 +1,9 @@
 """Kernels for Cortex-M and the rules that choose among them."""
 
-from tbn_tvm.schedules.cortex_m import lookup_dense
+from tbn_tvm.schedules.cortex_m import lookup_conv, lookup_dense
 from tbn_tvm.schedules.rules import Rule
 
-KERNELS = {kernel.name: kernel for kernel in (lookup_dense.LookupDense(),)}
+KERNELS = {kernel.name: kernel for kernel in (lookup_dense.LookupDense(), lookup_conv.LookupConv())}
 
 RULES = (
     # A table costs about 42 instructions for 4 columns and saves about 16 for each row that
@@ -16,5 +16,17 @@ RULES = (
         batch=1,
         min_unique_rows=3,
         min_row_length=8,
+    ),
+    # As above, and a table serves every tap besides: even two filters pay.
+    Rule(
+        kernel="lookup_conv",
+        operators=("relax.tbn.tiled_conv1d", "relax.tbn.tiled_conv2d"),
+        max_segments=1,
+        dtypes=("float32",),
+        batch=1,
+        max_groups=None,
+        min_unique_rows=2,
+        min_channels=3,
+        known_extents=True,
     ),
 )
