@@ -237,7 +237,7 @@ class Bench:
                 self.device,
                 [ms.arg_info.TensorInfo(dtype, shape) for dtype, shape in arguments],
             )
-            for arguments in worker.arguments_of(candidate.artifact)
+            for arguments in worker.arguments_info(candidate.artifact)
         ]
 
     def _answers(self, inputs: list) -> Iterator[Outcome]:
@@ -281,15 +281,19 @@ class Bench:
     def _started(self):
         if self._runner is not None:
             return self._runner
-        config = ms.runner.EvaluatorConfig(number=1, repeat=3, min_repeat_ms=40)
+        config = ms.runner.EvaluatorConfig(number=1, repeat=3, min_repeat_ms=20)
         if self._rpc is None:
             self._runner = ms.runner.LocalRunner(
-                timeout_sec=self.timeout, evaluator_config=config, initializer=self._prepare()
+                timeout_sec=self.timeout,
+                evaluator_config=config,
+                f_alloc_argument=worker.Allocate(self.folder),
+                initializer=self._prepare(),
             )
         else:
             self._runner = ms.runner.RPCRunner(
                 self._rpc,
                 config,
+                f_alloc_argument=worker.Allocate(self.folder),
                 f_cleanup=_cleanup,
                 max_workers=self.require_fleet(),
                 initializer=self._prepare(),
@@ -306,13 +310,15 @@ class Bench:
 
         if candidate.artifact is None:
             return candidate.error or "not built"
-        kernel = self.family.kernels[worker.specified(candidate.mod)[0]]
+        name, workload, _, _ = worker.specified(candidate.mod)
+        whole = self.family.kernels[name].writes_outputs
+        rows = None if whole else workload.product.unique_rows
         path = Path(candidate.artifact).parent / "outputs.npy"
         pool = PopenPoolExecutor(
             1, self.timeout + _START_SECONDS, self._prepare(), stderr=subprocess.DEVNULL
         )
         try:
-            arguments = kernel, candidate.mod, candidate.artifact, self.device, self._rpc, str(path)
+            arguments = rows, candidate.artifact, self.device, self._rpc, str(path)
             pool.submit(worker.outputs, *arguments).result(self.timeout + 2 * _START_SECONDS)
             return np.load(path)
         except Exception as error:  # whatever the candidate did to its process

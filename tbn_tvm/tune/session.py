@@ -20,10 +20,10 @@ from tbn_tvm.tune.problems import Problem, samples
 from tbn_tvm.tune.space import Space, key
 
 _FIRST, _ROUND = 8, 16
-"""Configurations of a search's first round and of later ones, which the cost model chooses."""
+"""Configurations that a search begins with, and of a batch."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Search:
     """The trials of one kernel for one regime."""
 
@@ -172,11 +172,8 @@ class Session:
     def search(self) -> None:
         """Measure until the trials are spent or nothing is left to measure."""
         self._report("measuring")
-        while self.done < self.limit:
-            search = self._next()
-            if search is None:
-                break
-            self._round(search)
+        while self.done < self.limit and self._round():
+            pass
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -198,9 +195,39 @@ class Session:
                     search.trials[key(trial.config)] = trial
             self.searches[name, regime] = search
 
-    def _next(self) -> Search | None:
-        """The search whose share of the trials is the furthest from spent."""
-        open_ = [search for search in self.searches.values() if not search.exhausted]
+    def _round(self) -> bool:
+        """Measure a batch of configurations, whoever's turn it is; false where none are left."""
+        size = min(max(_ROUND, 2 * self.bench.parallel), self.limit - self.done)
+        chosen: list[tuple[Search, dict]] = []
+        while len(chosen) < size:
+            search = self._next([search for search, _ in chosen])
+            if search is None:
+                break
+            configs = self._proposed(search, size - len(chosen))
+            chosen += [(search, config) for config in configs]
+            search.exhausted = not configs
+        built = self.bench.build(
+            [
+                self.specification(self.family.kernels[search.kernel], search.regime, [config])
+                for search, config in chosen
+            ]
+        )
+        learnt: dict[int, tuple[Search, list, list]] = {}
+        for (search, config), outcome in zip(chosen, self.bench.time(built), strict=True):
+            self.note(search, config, outcome)
+            self._report("measuring")
+            _, configs, outcomes = learnt.setdefault(id(search), (search, [], []))
+            configs.append(config)
+            outcomes.append(outcome)
+        for search, configs, outcomes in learnt.values():
+            self._learn(search, configs, outcomes)
+        return bool(chosen)
+
+    def _next(self, chosen: list[Search]) -> Search | None:
+        """The search whose share of the trials is the furthest from spent.
+
+        One that is in the batch already waits for what comes of it.
+        """
         fastest: dict[Workload, float] = {}
         for search in self.searches.values():
             if search.best is not None:
@@ -214,32 +241,21 @@ class Session:
             behind = fastest[search.regime] / search.best if search.best else 0.1
             return (0, search.weight * behind**2 / len(search.trials))
 
-        return max(open_, key=share, default=None)
+        waiting = [s for s in self.searches.values() if not s.exhausted and s not in chosen]
+        return max(waiting, key=share, default=None)
 
-    def _round(self, search: Search) -> None:
-        wanted = max(_ROUND, 2 * self.bench.parallel)
+    def _proposed(self, search: Search, room: int) -> list[dict]:
+        wanted = _ROUND
         if not search.trials:
             # All that there is to tune gets a share, if only its default.
             wanted = max(1, min(_FIRST, self.limit // len(self.searches)))
-        wanted = min(wanted, self.limit - self.done)
-        configs = search.space.propose(
-            wanted,
+        return search.space.propose(
+            min(wanted, room),
             set(search.trials),
             [trial.config for trial in search.ranked],
             lambda pool: self.model.scores(search.kernel, search.regime, pool),
             random.Random(f"{self.seed} {search.kernel} {search.path.stem} {len(search.trials)}"),
         )
-        if not configs:
-            search.exhausted = True
-            return
-        kernel = self.family.kernels[search.kernel]
-        built = self.bench.build([self.specification(kernel, search.regime, [c]) for c in configs])
-        outcomes = []
-        for config, outcome in zip(configs, self.bench.time(built), strict=True):
-            self.note(search, config, outcome)
-            outcomes.append(outcome)
-            self._report("measuring")
-        self._learn(search, configs, outcomes)
 
     def specification(self, kernel, workload: Workload, configs) -> tvm.IRModule:
         """A candidate for the bench."""

@@ -16,7 +16,7 @@ from tbn_tvm.tune.problems import Problem
 from tbn_tvm.tune.session import Search, Session
 from tbn_tvm.tune.space import key
 
-ROUNDS = 7
+ROUNDS = 5
 _FINALISTS = 3
 _CLOSE = 1.5
 """Kernels whose best is slower than the fastest by more than this are not measured again."""
@@ -171,19 +171,16 @@ def _settle_kernels(session: Session, problem: Problem, rounds: int) -> Settled 
             entry = record.kernels.get(name) if record else None
             usable = entry and entry.config is not None and entry.version == kernel.version
             configs.append(entry.config if usable else kernel.default(regime))
-        if name == rule:
-            defaults = [kernel.default(r) for r in kernel.regimes(problem.workload)]
-            contenders.append((name, defaults))
         contenders.append((name, configs))
     finalists = _measured(session, problem.workload, contenders, rounds)
-    baseline, tuned, *others = finalists
-    if baseline.outcome.error or tuned.outcome.error:
+    baseline, *others = finalists
+    if baseline.outcome.error:
         return None
     about = {"kernel": rule, "config": None, "seconds": baseline.outcome.seconds}
-    entries = {rule: _entry(session, tuned, about, 0, None)}
+    entries = {rule: _entry(session, baseline, about, 0, None)}
     for finalist in others:
         slower = finalist.outcome.error or (
-            finalist.outcome.seconds >= MARGIN * tuned.outcome.seconds
+            finalist.outcome.seconds >= MARGIN * baseline.outcome.seconds
         )
         if not slower and session.bench.difference(finalist.built, baseline.built) is None:
             entries[finalist.kernel] = _entry(session, finalist, about, 0, None)

@@ -14,6 +14,7 @@ import os
 import signal
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tbn_tvm.schedules.rules import Workload
 from tbn_tvm.tiling import pack_bits
 
 SPECIFICATION = "tbn.specification"
+_SHAPES, _WORDS = "arguments.json", "words.npy"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -65,8 +67,19 @@ def specified(mod: tvm.IRModule) -> tuple[str, Workload, tuple[dict, ...], list[
 # -- building --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Made:
+    """What :class:`Build` makes: the library, dtypes and shapes of its arguments for each number
+    of samples, its weights, and CUDA machine code by reference."""
+
+    library: object
+    shapes: list
+    words: np.ndarray
+    code: dict[str, bytes]
+
+
 class Build:
-    """MetaSchedule's ``f_build``: from a specification to a module and its arguments' shapes.
+    """MetaSchedule's ``f_build``: from a specification to :class:`Made`.
 
     Parameters
     ----------
@@ -80,22 +93,26 @@ class Build:
         self.kernels = kernels
         self.ahead = ahead
 
-    def __call__(self, mod: tvm.IRModule, target: tvm.target.Target, _params):
+    def __call__(self, mod: tvm.IRModule, target: tvm.target.Target, _params) -> Made:
         name, workload, configs, samples = specified(mod)
-        func = self.kernels[name].prim_func(workload, configs)
+        kernel = self.kernels[name]
+        # Weights have to be real: some kernels read offsets from them.
+        bits = np.random.default_rng(0).integers(0, 2, workload.product.geometry.q).astype(bool)
+        words = kernel.layout(pack_bits(bits), workload, configs)
+        func = kernel.prim_func(workload, configs)
         shapes = [_shapes(func.params, count) for count in samples]
         mod = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
         if not (self.ahead and target.kind.name == "cuda"):
             # Where there is a GPU too, CUDA stays source: that of the machine that runs it counts.
             os.environ["TVM_COMPILE_FORCE_FALLBACK"] = "1"
-            return tvm.compile(mod, target=target), shapes, {}
+            return Made(tvm.compile(mod, target=target), shapes, words, {})
         from tbn_tvm import cuda
 
         with cuda.taking_source() as sources:
-            built = tvm.compile(mod, target=target)
+            library = tvm.compile(mod, target=target)
         arch = str(target.attrs["arch"])
         code = {key: cuda.compile_source(source, arch) for key, source in sources.items()}
-        return built, shapes, code
+        return Made(library, shapes, words, code)
 
 
 class Export:
@@ -112,23 +129,32 @@ class Export:
     def __init__(self, folder: Path, linked: bool) -> None:
         self.folder, self.linked = Path(folder), linked
 
-    def __call__(self, built) -> str:
+    def __call__(self, made: Made) -> str:
         from tvm.support.tar import tar
 
-        module, shapes, code = built
-        made = self.folder / uuid.uuid4().hex
-        made.mkdir()
-        for reference, binary in code.items():
+        folder = self.folder / f"{uuid.uuid4().int >> 66:x}"
+        folder.mkdir()
+        for reference, binary in made.code.items():
             (self.folder / f"{reference}.fatbin").write_bytes(binary)
-        (made / "arguments.json").write_text(json.dumps(shapes))
-        path = made / f"{made.name}.{'so' if self.linked else 'tar'}"
-        module.export_library(str(path), fcompile=None if self.linked else tar)
+        (folder / _SHAPES).write_text(json.dumps(made.shapes))
+        np.save(folder / _WORDS, made.words)
+        path = folder / f"{folder.name}.{'so' if self.linked else 'tar'}"
+        made.library.export_library(str(path), fcompile=None if self.linked else tar)
         return str(path)
 
 
 def arguments_of(artifact: str) -> list[list[tuple[str, list[int]]]]:
-    """Dtype and shape of each argument, for each number of samples."""
-    return json.loads((Path(artifact).parent / "arguments.json").read_text())
+    """Dtype and shape of each argument of the kernel, for each number of samples."""
+    return json.loads((Path(artifact).parent / _SHAPES).read_text())
+
+
+def arguments_info(artifact: str) -> list[list[tuple[str, list[int]]]]:
+    """What :class:`Allocate` understands: the same, and an empty tensor that names the artifact.
+
+    MetaSchedule's runners tell nothing else of a candidate to the process that runs it.
+    """
+    name = ("uint8", [0, int(Path(artifact).parent.name, 16)])
+    return [[*arguments, name] for arguments in arguments_of(artifact)]
 
 
 def _shapes(buffers, samples: int) -> list[tuple[str, list[int]]]:
@@ -203,15 +229,41 @@ class _DeviceCode(Mapping):
         return len(list(iter(self)))
 
 
-def outputs(kernel: Kernel, mod: tvm.IRModule, artifact: str, device: str, rpc, path: str) -> None:
+class Allocate:
+    """MetaSchedule's ``f_alloc_argument``: the candidate's own weights, anything for the rest.
+
+    Parameters
+    ----------
+    folder : Path
+        Of artifacts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+
+    def __call__(self, *arguments) -> list[list]:
+        *session, device, infos, _repeat = arguments
+        *infos, (_, _, (_, name)) = infos
+        fill = "tvm.contrib.random.random_fill_for_measure"
+        fill = session[0].get_function(fill) if session else tvm.get_global_func(fill)
+        tensors = []
+        for index, (_, dtype, shape) in enumerate(infos):
+            tensor = tvm.runtime.empty(shape, dtype, device)
+            if index == 1:
+                tensor.copyfrom(np.load(self.folder / f"{name:x}" / _WORDS))
+            else:
+                fill(tensor)
+            tensors.append(tensor)
+        return [tensors]
+
+
+def outputs(rows: int | None, artifact: str, device: str, rpc, path: str) -> None:
     """Run a candidate once on random data, the same for every configuration, and keep its outputs.
 
     Parameters
     ----------
-    kernel : Kernel
-        The one that the specification names.
-    mod : tvm.IRModule
-        Its specification.
+    rows : int or None
+        How many of the rows it computes are meant; None for all that it writes.
     artifact : str
         What :class:`Export` wrote.
     device : str
@@ -223,38 +275,27 @@ def outputs(kernel: Kernel, mod: tvm.IRModule, artifact: str, device: str, rpc, 
     """
     from tvm.s_tir.meta_schedule.runner.rpc_runner import default_upload_module
 
-    _, workload, configs, _ = specified(mod)
     if rpc is None:
         library, place = tvm.runtime.load_module(artifact), tvm.runtime.device(device, 0)
     else:
         session = rpc.connect_server()
         library = default_upload_module(session, artifact, Path(artifact).name)
         place = session.device(device, 0)
-    arguments = arguments_of(artifact)[0]
-    data = random_data(kernel, workload, configs, arguments)
+    *inputs, result = arguments_of(artifact)[0]
     tensors = []
-    for (dtype, shape), array in zip(arguments, data, strict=True):
-        tensor = tvm.runtime.empty(shape, dtype, place)
-        if array is not None:
-            tensor.copyfrom(array)
-        tensors.append(tensor)
-    library["main"](*tensors)
-    result = tensors[-1].numpy().astype(np.float32)
-    np.save(path, result if kernel.writes_outputs else result[:, : workload.product.unique_rows])
-
-
-def random_data(kernel: Kernel, workload: Workload, configs, arguments) -> list:
-    """Arrays for a kernel's arguments, in order; None for the outputs."""
-    random = np.random.default_rng(0)
-    bits = random.integers(0, 2, workload.product.geometry.q, np.uint8).astype(bool)
-    arrays: list = []
-    for index, (dtype, shape) in enumerate(arguments[:-1]):
+    for index, (dtype, shape) in enumerate(inputs):
         if index == 1:
-            arrays.append(kernel.layout(pack_bits(bits), workload, configs))
+            array = np.load(Path(artifact).parent / _WORDS)
         else:
-            values = np.random.default_rng(index + 1).standard_normal(shape, np.float32)
-            arrays.append(values.astype(_numpy_dtype(dtype)))
-    return [*arrays, None]
+            array = np.random.default_rng(index).standard_normal(shape, np.float32)
+            array = array.astype(_numpy_dtype(dtype))
+        tensors.append(tvm.runtime.empty(shape, dtype, place))
+        tensors[-1].copyfrom(array)
+    dtype, shape = result
+    tensors.append(tvm.runtime.empty(shape, dtype, place))
+    library["main"](*tensors)
+    found = tensors[-1].numpy().astype(np.float32)
+    np.save(path, found if rows is None else found[:, :rows])
 
 
 def _numpy_dtype(name: str):
