@@ -231,13 +231,17 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
                 with T.serial(0, plan.runs) as run:
                     pixel = column * step_w + run * plan.dilation[1]
                     base = ring_row * row_floats + pixel * tables * ENTRIES
+                    # A pointer of its own: the rest of an address is then one instruction.
+                    near = T.decl_buffer(
+                        (plan.run_tables * ENTRIES,), "float32", data=T.address_of(ring[base])
+                    )
 
                     def look_up(at, count):
                         T.buffer_store(word, words[group, filter_, tap, run, at], [0])
                         for t in range(count):
                             nibble = tir.bitwise_and(word[0] >> T.uint32(4 * t), T.uint32(15))
-                            offset = base + (at * WORD_TABLES + t) * ENTRIES
-                            entry = ring[offset + nibble.astype("int32")]
+                            offset = (at * WORD_TABLES + t) * ENTRIES
+                            entry = near[offset + nibble.astype("int32")]
                             T.buffer_store(total, total[0] + entry, [0])
 
                     full, rest = divmod(plan.run_tables, WORD_TABLES)
