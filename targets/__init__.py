@@ -1,13 +1,15 @@
 """Boards: a folder of data each. Adding one needs no Python.
 
-``board.toml`` describes the core, its memories, clock, emulator and the C files of its UART and
-timer; ``linker.ld`` lays out its memory. Shared start-up code is in ``cortex_m/``.
+``board.toml`` describes the core, its memories, clock, emulator, debug probe and the C files of its
+UART and timer; ``linker.ld`` lays out its memory. Start-up code is in ``cortex_m/``; drivers that
+several boards share are in folders of their chip family.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from tbn_tvm.errors import UsageError
@@ -19,6 +21,12 @@ else:
 
 FOLDER = Path(__file__).resolve().parent
 
+FPUS = ("none", "single", "double")
+"""What a core's floating-point unit can be."""
+
+_INSTRUCTIONS_PER_SECOND = 10**9
+"""Of emulated time: the emulator runs with ``-icount shift=0``, one instruction a nanosecond."""
+
 
 @dataclass(frozen=True)
 class Board:
@@ -28,6 +36,13 @@ class Board:
     ----------
     name, description, core : str
         Name of its folder; one line; the Arm core.
+    architecture : str
+        That the core implements, as compilers call it: ``armv7e-m`` for example.
+    fpu : str
+        Its floating-point unit: ``none``, ``single`` or ``double`` precision.
+    features : frozenset of str
+        What kernels may use: ``dsp`` (SIMD in 32-bit registers), ``fpu``, ``double`` (an FPU of
+        double precision) and ``mve`` (128-bit vectors).
     cpu_flags : tuple of str
         For the cross compiler.
     flash_bytes, ram_bytes : int
@@ -37,20 +52,25 @@ class Board:
     clock_hz : int
         Of the core.
     sources : tuple of Path
-        C files of start-up, UART and timer.
+        C files of start-up, UART and timer, and their headers.
     linker_script : Path
         Its memory layout.
     defines : tuple of str
         Preprocessor definitions ``NAME=value``.
     emulator_machine : str
         QEMU's name of the board.
-    instructions_per_tick : int
+    instructions_per_tick : Fraction
         Emulated instructions in one tick of the timer.
+    pyocd_target : str or None
+        pyOCD's name of the chip, where it has one.
     """
 
     name: str
     description: str
     core: str
+    architecture: str
+    fpu: str
+    features: frozenset[str]
     cpu_flags: tuple[str, ...]
     flash_bytes: int
     ram_bytes: int
@@ -60,7 +80,8 @@ class Board:
     linker_script: Path
     defines: tuple[str, ...]
     emulator_machine: str
-    instructions_per_tick: int
+    instructions_per_tick: Fraction
+    pyocd_target: str | None
 
 
 def board_names() -> list[str]:
@@ -100,19 +121,44 @@ def load_board(name: str) -> Board:
             raise UsageError(f"{path}: the entry {name!r} is {values}: expected a list of str")
         return values
 
+    def one_of(name: str, known: tuple[str, ...]) -> str:
+        value = entry(name, str)
+        if value not in known:
+            raise UsageError(
+                f"{path}: the entry {name!r} is {value!r}: expected one of {', '.join(known)}"
+            )
+        return value
+
+    def positive(name: str) -> int:
+        value = entry(name, int)
+        if value <= 0:
+            raise UsageError(f"{path}: the entry {name!r} is {value}: expected more than 0")
+        return value
+
     defines = entry("defines", dict) if "defines" in fields else {}
+    fpu = one_of("core.fpu", FPUS)
+    features = {
+        "dsp": entry("core.dsp", bool),
+        "fpu": fpu != "none",
+        "double": fpu == "double",
+        "mve": entry("core.mve", bool),
+    }
     return Board(
         name=name,
         description=entry("description", str),
         core=entry("core.name", str),
+        architecture=entry("core.architecture", str),
+        fpu=fpu,
+        features=frozenset(name for name, has in features.items() if has),
         cpu_flags=tuple(strings("core.flags")),
-        flash_bytes=entry("memory.flash_bytes", int),
-        ram_bytes=entry("memory.ram_bytes", int),
-        stack_bytes=entry("memory.stack_bytes", int),
-        clock_hz=entry("core.clock_hz", int),
+        flash_bytes=positive("memory.flash_bytes"),
+        ram_bytes=positive("memory.ram_bytes"),
+        stack_bytes=positive("memory.stack_bytes"),
+        clock_hz=positive("core.clock_hz"),
         sources=tuple(FOLDER / source for source in strings("sources")),
         linker_script=FOLDER / entry("linker_script", str),
         defines=tuple(f"{key}={value}" for key, value in defines.items()),
         emulator_machine=entry("emulator.machine", str),
-        instructions_per_tick=entry("emulator.instructions_per_tick", int),
+        instructions_per_tick=Fraction(_INSTRUCTIONS_PER_SECOND, positive("emulator.timer_hz")),
+        pyocd_target=entry("probe.pyocd_target", str) if "probe" in fields else None,
     )

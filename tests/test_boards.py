@@ -1,6 +1,8 @@
 """Boards are data: every one that is shipped loads, and a wrong one says what is wrong."""
 
+import re
 import shutil
+import subprocess
 
 import pytest
 
@@ -9,6 +11,15 @@ from tbn_tvm.errors import UsageError
 from tbn_tvm.targets import board_names, load_board
 
 BOARD = "mps2-an386"
+COMPILER = "arm-none-eabi-gcc"
+ARCHITECTURES = {
+    "armv6-m": "__ARM_ARCH_6M__",
+    "armv7-m": "__ARM_ARCH_7M__",
+    "armv7e-m": "__ARM_ARCH_7EM__",
+    "armv8-m.main": "__ARM_ARCH_8M_MAIN__",
+    "armv8.1-m.main": "__ARM_ARCH_8M_MAIN__",  # GCC tells the two apart by MVE only
+}
+"""What the compiler defines for each architecture."""
 
 
 @pytest.fixture
@@ -44,6 +55,40 @@ def test_every_boards_figures_are_plausible(name):
     assert board.clock_hz >= 1_000_000
     assert board.instructions_per_tick >= 1
     assert any(flag.startswith("-mcpu=") for flag in board.cpu_flags)
+
+
+@pytest.mark.parametrize("name", board_names())
+def test_the_linker_script_says_what_the_description_says(name):
+    board = load_board(name)
+    script = board.linker_script.read_text()
+    sizes = dict(re.findall(r"^\s*(FLASH|RAM)\b.*LENGTH = (\w+)$", script, re.MULTILINE))
+    sizes["stack"] = re.search(r"^__stack_size = (\w+);", script, re.MULTILINE).group(1)
+    units = {"K": 2**10, "M": 2**20}
+    assert {key: int(size[:-1]) * units[size[-1]] for key, size in sizes.items()} == {
+        "FLASH": board.flash_bytes,
+        "RAM": board.ram_bytes,
+        "stack": board.stack_bytes,
+    }
+
+
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"{COMPILER} not installed")
+@pytest.mark.parametrize("name", board_names())
+def test_the_compilers_flags_say_what_the_description_says(name):
+    board = load_board(name)
+    command = [COMPILER, *board.cpu_flags, "-dM", "-E", "-x", "c", "/dev/null"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    macros = dict(line.split(" ", 2)[1:] for line in printed.splitlines())
+    precisions = int(macros.get("__ARM_FP", "0"), 0)  # a bit each: 2 half, 4 single, 8 double
+    compiled = {
+        "dsp": "__ARM_FEATURE_DSP" in macros,
+        "fpu": bool(precisions & 4),
+        "double": bool(precisions & 8),
+        "mve": "__ARM_FEATURE_MVE" in macros,
+    }
+    assert board.features == {feature for feature, has in compiled.items() if has}
+    assert board.fpu == ("double" if precisions & 8 else "single" if precisions & 4 else "none")
+    assert ARCHITECTURES[board.architecture] in macros
+    assert ("__ARM_FEATURE_UNALIGNED" in macros) == (board.architecture != "armv6-m")
 
 
 def test_the_reference_board_is_shipped():
@@ -84,11 +129,15 @@ def test_a_missing_entry_is_named(folder, line, entry):
     ("old", "new", "told"),
     [
         ("stack_bytes = 8_192", 'stack_bytes = "8 KiB"', "stack_bytes' is '8 KiB': expected int"),
-        ("_per_tick = 40", "_per_tick = true", "per_tick' is True: expected int"),
+        ("timer_hz = 25", "timer_hz = true #", "timer_hz' is True: expected int"),
+        ("timer_hz = 25_000_000", "timer_hz = 0", "timer_hz' is 0: expected more than 0"),
+        ("ram_bytes = 4_194_304", "ram_bytes = -1", "ram_bytes' is -1: expected more than 0"),
+        ('fpu = "single"', 'fpu = "half"', "fpu' is 'half': expected one of none, single, double"),
+        ("dsp = true", 'dsp = "yes"', "dsp' is 'yes': expected bool"),
         ('name = "Cortex-M4F"', "name = 4", "'core.name' is 4: expected str"),
         ('sources = ["', 'sources = [7, "', "'sources' is .7, .*: expected a list of str"),
         ('linker_script = "mps2-an386/linker.ld"', "linker_script = []", "expected str"),
-        ("[core]\n", 'core = "M4"\n[core_]\n', "'core.name' is missing"),
+        ("[core]\n", 'core = "M4"\n[core_]\n', "'core\\.[a-z]+' is missing"),
     ],
 )
 def test_an_entry_of_another_kind_is_refused(folder, old, new, told):

@@ -12,8 +12,8 @@ void tbn_fault_entry(const uint32_t *frame);
 
 void Reset_Handler(void)
 {
-#if defined(TBN_HAS_FPU)
-  /* CPACR: full access to coprocessors 10 and 11, before any code that uses the FPU. */
+#if defined(__ARM_FP) || defined(__ARM_FEATURE_MVE)
+  /* CPACR: full access to coprocessors 10 and 11, before any code that uses the FPU or MVE. */
   *(volatile uint32_t *)0xE000ED88u |= 0xFu << 20;
   __asm volatile("dsb\n\tisb");
 #endif

@@ -119,7 +119,7 @@ class Session:
                 for spec, array in zip(signature.inputs, arrays, strict=True)
             ]
             ticks, outputs = self._infer(pieces)
-            instructions.append(ticks * self.project.board.instructions_per_tick)
+            instructions.append(round(ticks * self.project.board.instructions_per_tick))
             rows.append(outputs)
         self.statistics = RunStatistics(tuple(instructions), self._link.retries - before)
         results = tuple(

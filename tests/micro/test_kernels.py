@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import tbn_tvm
 from tbn_tvm.nn import TiledConv2d, TiledLinear, freeze
-from tbn_tvm.targets import board_names, load_board
 from tbn_tvm.tiling import _divisors
 
 FLAGS = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", "-fsanitize=undefined"]
@@ -143,10 +142,3 @@ def test_float_weights_survive_printing_to_the_last_bit(value, tmp_path):
     project = tbn_tvm.compile(torch.export.export(Shift(), (x,)), "mps2-an386", name="net")
     y = run_generated_c(project, tmp_path, x.numpy())
     np.testing.assert_array_equal(y, np.full((1, 4), value, "float32"))
-
-
-@pytest.mark.parametrize("name", board_names())
-def test_board_constants_fit_the_linker_script(name):
-    board = load_board(name)
-    assert f"LENGTH = {board.ram_bytes // 2**20}M" in board.linker_script.read_text()
-    assert f"__stack_size = {board.stack_bytes // 1024}K" in board.linker_script.read_text()

@@ -1,0 +1,65 @@
+/* UART of the nRF51, 115200 baud, 8N1, no flow control (nRF51 RM v3.0, 29). */
+#include "tbn_board.h"
+
+#define CLOCK(offset) (*(volatile uint32_t *)(0x40000000u + (offset)))
+#define TASKS_HFCLKSTART CLOCK(0x000u)
+#define EVENTS_HFCLKSTARTED CLOCK(0x100u)
+
+#define UART(offset) (*(volatile uint32_t *)(0x40002000u + (offset)))
+#define TASKS_STARTRX UART(0x000u)
+#define TASKS_STARTTX UART(0x008u)
+#define EVENTS_RXDRDY UART(0x108u)
+#define EVENTS_TXDRDY UART(0x11Cu)
+#define ENABLE UART(0x500u)
+#define PSELRTS UART(0x508u)
+#define PSELTXD UART(0x50Cu)
+#define PSELCTS UART(0x510u)
+#define PSELRXD UART(0x514u)
+#define RXD UART(0x518u)
+#define TXD UART(0x51Cu)
+#define BAUDRATE UART(0x524u)
+#define CONFIG UART(0x56Cu)
+
+#define GPIO(offset) (*(volatile uint32_t *)(0x50000000u + (offset)))
+#define OUTSET GPIO(0x508u)
+#define PIN_CNF(pin) GPIO(0x700u + 4u * (pin))
+
+#define DISCONNECTED 0xFFFFFFFFu
+
+void tbn_uart_init(void)
+{
+  /* The crystal oscillator: the RC oscillator is too inexact for a UART (RM, 13.1). */
+  EVENTS_HFCLKSTARTED = 0u;
+  TASKS_HFCLKSTART = 1u;
+  while (EVENTS_HFCLKSTARTED == 0u) {
+  }
+  OUTSET = 1u << TBN_UART_TX_PIN;
+  PIN_CNF(TBN_UART_TX_PIN) = 3u;   /* output, input buffer off (RM, 14.2.7) */
+  PIN_CNF(TBN_UART_RX_PIN) = 0xCu; /* input, pulled up */
+  PSELTXD = TBN_UART_TX_PIN;
+  PSELRXD = TBN_UART_RX_PIN;
+  PSELRTS = DISCONNECTED;
+  PSELCTS = DISCONNECTED;
+  BAUDRATE = 0x01D7E000u; /* 115200 */
+  CONFIG = 0u;
+  ENABLE = 4u;
+  EVENTS_RXDRDY = 0u;
+  TASKS_STARTRX = 1u;
+  TASKS_STARTTX = 1u;
+}
+
+uint8_t tbn_uart_read(void)
+{
+  while (EVENTS_RXDRDY == 0u) {
+  }
+  EVENTS_RXDRDY = 0u; /* before the read, which lets the next byte raise it (RM, 29.5) */
+  return (uint8_t)RXD;
+}
+
+void tbn_uart_write(uint8_t byte)
+{
+  EVENTS_TXDRDY = 0u;
+  TXD = byte;
+  while (EVENTS_TXDRDY == 0u) {
+  }
+}
