@@ -176,6 +176,8 @@ def call(
             if raised:  # TVM made another type of it on its way
                 raise raised[0] from None
             raise
+        finally:
+            del tensors  # before the memory that they refer to
     for piece in memory:
         if isinstance(piece, DeviceArray):
             piece.copy_back()

@@ -21,6 +21,8 @@ class EmulatedModel:
         After the recognising passes.
     target : dict
         A CUDA target.
+    batch : int, optional
+        What a symbolic batch is fixed to.
     """
 
     def __init__(self, mod: tvm.IRModule, target: dict, batch: int | None = None) -> None:
@@ -37,7 +39,13 @@ class EmulatedModel:
         self.kernels = Emulated(tvm.IRModule(kernels), made)
 
     def __call__(self, *inputs: np.ndarray):
-        """The outputs, a tuple where there are several."""
+        """The outputs, a tuple where there are several.
+
+        Parameters
+        ----------
+        *inputs : numpy.ndarray
+            In the model's order.
+        """
         self._values, self._extents = {}, sym.Analyzer()
         for param, array in zip(self.main.params, [*inputs, *self.constants], strict=True):
             self._values[param] = np.ascontiguousarray(array)

@@ -3,7 +3,10 @@
 import ml_dtypes
 import numpy as np
 import pytest
+import tvm
 from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as ir
 
 from tbn_tvm.testing import cuda_emulator
 from tbn_tvm.testing.cuda_emulator import EmulationError, Options, Program
@@ -241,6 +244,44 @@ def test_a_lane_that_stays_away_from_a_shuffle_is_reported():
         run(source, np.zeros(64, "int32"), np.zeros((64, 8), "int32"), block=64)
 
 
+NAMED = """
+extern "C" __global__ void named(float* data) {
+  __shared__ float stage[64];
+  __shared__ unsigned count;
+  if (threadIdx.x == 0) count = 0;
+  __syncthreads();
+  if (threadIdx.x < 64) {  // the first pair of warps writes and goes on
+    stage[threadIdx.x] = data[threadIdx.x];
+    tbn_barrier_arrive(1, 128);
+    atomicAdd(&count, 1u);
+  } else {  // the second waits for it
+    WAIT
+    data[threadIdx.x] = stage[127 - threadIdx.x];
+  }
+  int large = __syncthreads_count(data[threadIdx.x] > 0);
+  if (threadIdx.x == 0) {
+    data[128] = large;
+    data[129] = count;
+  }
+}
+"""
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+def test_named_barriers_and_atomics(order):
+    data = random(130, "float32")
+    first = data[:64].copy()
+    run(NAMED.replace("WAIT", "tbn_barrier_sync(1, 128);"), data, block=128, order=order)
+    np.testing.assert_array_equal(data[64:128], first[::-1])
+    assert data[128] == (data[:128] > 0).sum()
+    assert data[129] == 64
+
+
+def test_a_named_barrier_with_another_count_is_reported():
+    with pytest.raises(EmulationError, match="barrier 1: 128 threads here, 64"):
+        run(NAMED.replace("WAIT", "tbn_barrier_sync(1, 64);"), random(130, "float32"), block=128)
+
+
 # Addresses and limits ----------------------------------------------------------------------------
 
 TOUCH = """
@@ -327,3 +368,117 @@ def test_host_code_launches_what_the_shapes_ask_for(rows):
 def test_host_code_checks_its_arguments():
     with pytest.raises(ValueError, match=r"Y.shape\[0\]"):
         cuda_emulator.run(scale_rows, [np.zeros((2, 64), "float16"), np.zeros((3, 64), "float32")])
+
+
+@T.prim_func(s_tir=True)
+def two_steps(x: T.handle, y: T.handle):
+    """y = 4 x with rows reversed, in two kernels with scratch between them."""
+    T.func_attr({"global_symbol": "two_steps", "tirx.noalias": True})
+    n = T.int64()
+    X = T.match_buffer(x, (n, 64), "float32")
+    Y = T.match_buffer(y, (n, 64), "float32")
+    doubled = T.alloc_buffer((n, 64), "float32")
+    for row in T.thread_binding(n, thread="blockIdx.x"):
+        for column in T.thread_binding(64, thread="threadIdx.x"):
+            doubled[row, column] = X[row, column] * T.float32(2)
+    for row in T.thread_binding(n, thread="blockIdx.x"):
+        for column in T.thread_binding(64, thread="threadIdx.x"):
+            Y[row, column] = doubled[row, 63 - column] * T.float32(2)
+
+
+def test_modules_have_several_functions_and_launches_with_scratch():
+    module = cuda_emulator.Emulated(
+        tvm.IRModule({"two_steps": two_steps, "scale_rows": scale_rows})
+    )
+    x, y = random((5, 64), "float32"), np.zeros((5, 64), "float32")
+    launches = module(x, y, entry="two_steps")
+    assert [extents for _, extents, _ in launches] == 2 * [[5, 1, 1, 64, 1, 1]]
+    np.testing.assert_array_equal(y, 4 * x[:, ::-1])
+    halves = x.astype("float16")
+    module(halves, y, entry="scale_rows")
+    np.testing.assert_array_equal(y, 2 * halves[:, ::-1].astype("float32"))
+    with pytest.raises(ValueError, match="entry must be one of"):
+        module(x, y)
+
+
+FUNCTIONS = {
+    "exp": (T.exp, np.exp),
+    "tanh": (T.tanh, np.tanh),
+    "sqrt": (T.sqrt, np.sqrt),
+    "sigmoid": (T.sigmoid, lambda x: 1 / (1 + np.exp(-x))),
+    "floor": (T.floor, np.floor),
+    "square": (lambda x: x * x, np.square),
+    "negative": (lambda x: -x, np.negative),
+    "maximum": (lambda x: T.max(x, -x), np.abs),
+}
+
+
+def elementwise(width, dtype):
+    """A kernel ``(x, y)`` that writes every function of 64 vectors into a row of y."""
+    size = 64 * width
+    with IRBuilder() as builder, ir.prim_func(s_tir=True):
+        ir.func_name(f"width_{width}")
+        x = ir.arg("x", ir.buffer((size,), dtype))
+        y = ir.arg("y", ir.buffer((len(FUNCTIONS), size), dtype))
+        with (
+            ir.thread_binding(0, 2, "blockIdx.x") as block,
+            ir.thread_binding(0, 32, "threadIdx.x") as thread,
+        ):
+            for row, (function, _) in enumerate(FUNCTIONS.values()):
+                with ir.vectorized(width) as lane:
+                    at = (block * 32 + thread) * width + lane
+                    ir.buffer_store(y, function(x[at]), [row, at])
+    return builder.get().with_attr("global_symbol", f"width_{width}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float16", 2e-3), ("bfloat16", 2e-2), ("float32", 1e-6)]
+)
+def test_emitted_arithmetic_of_every_float_and_width(dtype, tolerance):
+    widths = (1, 2, 4) if dtype == "float32" else (1, 2, 4, 8)
+    kernels = {f"width_{width}": elementwise(width, dtype) for width in widths}
+    module = cuda_emulator.Emulated(tvm.IRModule(kernels))
+    numpy_dtype = FLOATS["bf16"] if dtype == "bfloat16" else np.dtype(dtype)
+    for width in widths:
+        x = np.random.default_rng(0).uniform(0.2, 3, 64 * width).astype(numpy_dtype)
+        y = np.zeros((len(FUNCTIONS), x.size), numpy_dtype)
+        module(x, y, entry=f"width_{width}")
+        expected = [reference(x.astype("float64")) for _, reference in FUNCTIONS.values()]
+        np.testing.assert_allclose(y.astype("float64"), expected, rtol=tolerance)
+
+
+CONVERT = """
+extern "C" __global__ void convert(const float* in, const double* wide, half* h, nv_bfloat16* b,
+                                   half* from_double, float* decoded, int count) {
+  for (int i = blockIdx.x * 128 + threadIdx.x; i < count; i += 128 * gridDim.x) {
+    h[i] = __float2half_rn(in[i]);
+    b[i] = __float2bfloat16_rn(in[i]);
+    from_double[i] = half(wide[i]);
+    unsigned short bits = i;
+    decoded[i] = i < 65536 ? (float)__ushort_as_half(bits) : 0.0f;
+  }
+}
+"""
+
+
+def test_conversions_round_to_nearest_even():
+    rng = np.random.default_rng(0)
+    # Every half, the middles between them, and all magnitudes.
+    halves = np.arange(0x7C00, dtype="uint16").view("float16").astype("float32")
+    middles = (halves[1:] + halves[:-1]) / 2
+    wild = rng.integers(0, 0xFF800000, 50000, dtype="uint32").view("float32")
+    wild = wild[~np.isnan(wild)]
+    values = np.concatenate([halves, middles, np.nextafter(middles, np.float32(9e9)), wild])
+    wide = values.astype("float64")
+    wide[: middles.size] = middles.astype("float64") * (1 + 2**-40)  # just past the middle
+    outputs = [np.zeros(values.shape, d) for d in ("float16", FLOATS["bf16"], "float16", "float32")]
+    run(CONVERT, values, wide, *outputs, values.size, grid=4, block=128)
+    half, brain, from_double, decoded = outputs
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(half, values.astype("float16"))
+        np.testing.assert_array_equal(from_double, wide.astype("float16"))
+        np.testing.assert_array_equal(
+            brain.astype("float32"), values.astype(FLOATS["bf16"]).astype("float32")
+        )
+    every = np.arange(65536).astype("uint16").view("float16").astype("float32")
+    np.testing.assert_array_equal(decoded[:65536], every)

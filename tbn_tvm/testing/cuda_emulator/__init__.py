@@ -7,11 +7,12 @@ stray access, launches past its limits) raises :class:`EmulationError`. See ``em
 
 from tbn_tvm.testing.cuda_emulator.build import EmulationError, compiler
 from tbn_tvm.testing.cuda_emulator.execution import Emulated, cuda_source, run
-from tbn_tvm.testing.cuda_emulator.program import Options, Program
+from tbn_tvm.testing.cuda_emulator.program import EVERY_WAY, Options, Program
 from tbn_tvm.testing.cuda_emulator.tensor_map import TensorMap
 from tbn_tvm.testing.nvcc import compile_cuda
 
 __all__ = [
+    "EVERY_WAY",
     "Emulated",
     "EmulationError",
     "Options",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +35,12 @@ KERNEL = (
     "-fvisibility=hidden",
     "-w",
 )
+KEPT_SECONDS = 2 * 24 * 3600
+"""How long the cache keeps a library that nobody uses."""
+
+# Variables that nobody wrote hold a recognisable value.
+_POISON = "-ftrivial-auto-var-init=pattern"
+_POISON_SINCE = 12
 
 _INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<(?:cuda|mma|math_constants|sm_).*$", re.M)
 _DYNAMIC_SHARED = re.compile(
@@ -60,7 +70,7 @@ def kernel_bounds(source: str) -> dict[str, int | None]:
 
 
 def build(source: str) -> Path:
-    """Compile CUDA source; equal sources share a library for the life of the process.
+    """Compile CUDA source to a library, which equal sources share.
 
     Raises
     ------
@@ -69,15 +79,16 @@ def build(source: str) -> Path:
     """
     runtime = _runtime()
     name = hashlib.sha256(source.encode()).hexdigest()[:24]
-    library = _folder() / f"{name}.so"
-    if not library.exists():
-        text = _folder() / f"{name}.cpp"
+
+    def make(scratch: Path, library: Path) -> None:
+        text, compiled = scratch / "kernel.cpp", scratch / "kernel.o"
         text.write_text(_as_cpp(source))
-        compiled = text.with_suffix(".o")
-        _compile(*COMMON, *KERNEL, *_poison(), f"-I{HERE}", "-c", str(text), "-o", str(compiled))
+        poison = (_POISON,) if _version()[0] >= _POISON_SINCE else ()
+        _compile(*COMMON, *KERNEL, *poison, f"-I{HERE}", "-c", str(text), "-o", str(compiled))
         linked = ("-shared", str(compiled), str(runtime), f"-Wl,-rpath,{runtime.parent}")
         _compile(*linked, "-o", str(library))
-    return library
+
+    return kept(f"{name}.so", make)
 
 
 def _as_cpp(source: str) -> str:
@@ -96,44 +107,93 @@ def _as_cpp(source: str) -> str:
 
 
 @functools.cache
-def _folder() -> Path:
-    holder = tempfile.TemporaryDirectory(prefix="tbn-emulator-")
-    _folder_holders.append(holder)
-    return Path(holder.name)
-
-
-_folder_holders: list[tempfile.TemporaryDirectory] = []
-
-
-@functools.cache
 def _runtime() -> Path:
     """The part that does not depend on the kernel."""
-    library = _folder() / "libtbn_emulator.so"
-    objects = [str(_folder() / f"{Path(name).stem}.o") for name in RUNTIME]
 
-    def compile_one(name: str, output: str) -> None:
-        _compile(*COMMON, f"-I{HERE}", "-c", str(HERE / name), "-o", output)
+    def make(scratch: Path, library: Path) -> None:
+        objects = [str(scratch / f"{name}.o") for name in RUNTIME]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(compile_one, RUNTIME, objects))
-    _compile("-shared", *objects, "-o", str(library), "-ldl")
-    return library
+        def compile_one(name: str, output: str) -> None:
+            _compile(*COMMON, "-O3", f"-I{HERE}", "-c", str(HERE / name), "-o", output)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_one, RUNTIME, objects))
+        _compile("-shared", *objects, "-o", str(library), "-ldl")
+
+    return kept("libtbn_emulator.so", make)
+
+
+def kept(name: str, make: Callable[[Path, Path], None]) -> Path:
+    """A file of the cache, made where it is missing.
+
+    Parameters
+    ----------
+    name : str
+        Of the file; whatever else it depends on is in the name of the folder.
+    make : callable
+        ``make(scratch, path)`` writes it, with a folder for what comes in between.
+    """
+    path = _folder() / name
+    if path.exists():
+        os.utime(path)
+    else:
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            made = Path(scratch) / name
+            make(Path(scratch), made)
+            made.replace(path)  # at once: other processes may look for it
+    return path
 
 
 @functools.cache
-def _poison() -> tuple[str, ...]:
-    """Variables that nobody wrote hold a recognisable value, where the compiler can do that."""
-    flag = "-ftrivial-auto-var-init=pattern"
-    done = subprocess.run(
-        [compiler(), flag, "-E", "-x", "c++", "/dev/null"], capture_output=True, check=False
-    )
-    return () if done.returncode else (flag,)
+def _folder() -> Path:
+    """The cache of this version of the emulator, compiler and processor."""
+    stamp = hashlib.sha256(repr((COMMON, KERNEL, _version(), _processor())).encode())
+    for source in sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h"), Path(__file__)]):
+        stamp.update(source.read_bytes())
+    root = Path(tempfile.gettempdir()) / f"tbn-emulator-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    status = root.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise EmulationError(f"{root} can be written by others: remove it")
+    folder = root / stamp.hexdigest()[:24]
+    folder.mkdir(exist_ok=True)
+    os.utime(folder)
+    for old in [*root.iterdir(), *folder.iterdir()]:
+        _forget(old)
+    return folder
 
 
-def _compile(*arguments: str) -> None:
+def _forget(path: Path) -> None:
+    """Remove what nobody has used for a while."""
+    with contextlib.suppress(FileNotFoundError):  # another process was faster
+        if time.time() - path.stat().st_mtime < KEPT_SECONDS:
+            return
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    return platform.machine()
+
+
+@functools.cache
+def _version() -> tuple[int, ...]:
+    text = _compile("-dumpfullversion", "-dumpversion")
+    return tuple(int(part) for part in re.findall(r"\d+", text))
+
+
+def _compile(*arguments: str) -> str:
     program = compiler()
     if program is None:
         raise EmulationError("the emulator needs g++, which is not installed")
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise EmulationError(f"g++ refuses the kernel:\n{done.stderr[:8000]}")
+    return done.stdout

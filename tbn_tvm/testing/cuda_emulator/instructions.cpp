@@ -38,7 +38,7 @@ float element(unsigned word, int index) {
 // acc[i] row group + 8 * (i >> 1), column pair + (i & 1).
 template <class Format>
 void multiply(void** payloads, unsigned) {
-  float a[16][16], b[8][16];
+  float a[16][16], b[16][8];
   for (int lane = 0; lane < 32; ++lane) {
     const auto& own = *static_cast<const Fragments*>(payloads[lane]);
     const int group = lane / 4, pair = lane % 4 * 2;
@@ -46,18 +46,20 @@ void multiply(void** payloads, unsigned) {
       for (int i = 0; i < 4; ++i) {
         a[group + 8 * (i & 1)][pair + 8 * (i >> 1) + half] = element<Format>(own.a[i], half);
       }
-      for (int i = 0; i < 2; ++i) b[group][pair + 8 * i + half] = element<Format>(own.b[i], half);
+      for (int i = 0; i < 2; ++i) b[pair + 8 * i + half][group] = element<Format>(own.b[i], half);
     }
   }
-  for (int lane = 0; lane < 32; ++lane) {
-    auto& own = *static_cast<Fragments*>(payloads[lane]);
-    for (int i = 0; i < 4; ++i) {
-      const float* row = a[lane / 4 + 8 * (i >> 1)];
-      const float* column = b[lane % 4 * 2 + (i & 1)];
-      double sum = own.acc[i];
-      for (int k = 0; k < 16; ++k) sum += double(row[k]) * double(column[k]);
-      own.acc[i] = static_cast<float>(sum);
+  for (int row = 0; row < 16; ++row) {
+    const auto sum_of = [&](int column) {
+      const int lane = row % 8 * 4 + column / 2;
+      return static_cast<Fragments*>(payloads[lane])->acc + row / 8 * 2 + column % 2;
+    };
+    double sums[8];
+    for (int column = 0; column < 8; ++column) sums[column] = *sum_of(column);
+    for (int k = 0; k < 16; ++k) {
+      for (int column = 0; column < 8; ++column) sums[column] += double(a[row][k]) * b[k][column];
     }
+    for (int column = 0; column < 8; ++column) *sum_of(column) = static_cast<float>(sums[column]);
   }
 }
 

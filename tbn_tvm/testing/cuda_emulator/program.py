@@ -37,6 +37,10 @@ class Options:
     early_copies: bool = False
 
 
+EVERY_WAY = tuple(Options(order, early_copies=early) for order in ORDERS for early in (False, True))
+"""Options that a kernel should be run with, all of them: a hazard shows in some only."""
+
+
 class Program:
     """Compiled kernels of one source.
 

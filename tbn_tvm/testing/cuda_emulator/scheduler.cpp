@@ -461,7 +461,8 @@ void warp_collective(unsigned mask, const char* name, int line, void* payload, C
   auto& meetings = block->meetings;
   // Lanes that diverged may wait for others at different instructions at the same time.
   auto meeting = std::find_if(meetings.begin(), meetings.end(), [&](const Rendezvous& candidate) {
-    return candidate.warp == self->warp && candidate.mask == mask && !strcmp(candidate.name, name);
+    return candidate.warp == self->warp && candidate.mask == mask &&
+           (candidate.name == name || !strcmp(candidate.name, name));
   });
   if (meeting == meetings.end()) {
     meetings.push_back({self->warp, mask, 0, name, {}});

@@ -54,7 +54,7 @@ struct WarpgroupProduct {
   int columns;
   Operand format;
   uint64_t descriptor;
-  int issued;
+  int issued, waited; // threads
   bool landed[kThreads / kLanes];
   float* acc[kThreads];
   unsigned a[kThreads][4];
@@ -150,11 +150,13 @@ void tbn_wgmma_wait(int pending) {
   groups.erase(groups.begin(), groups.begin() + static_cast<std::ptrdiff_t>(finished));
   auto& products = warpgroup_products(self->id / kThreads);
   for (; own().wgmma_landed < end; ++own().wgmma_landed) {
-    std::shared_ptr<WarpgroupProduct>& product = products[own().wgmma_landed];
+    // Not a reference: other threads add products meanwhile.
+    const std::shared_ptr<WarpgroupProduct> product = products[own().wgmma_landed];
     while (product->issued < kThreads) {
       wait_for("tbn_wgmma_wait for other warps' wgmma", 0, product.get());
     }
     product->land(self->id % kThreads / kLanes);
+    if (++product->waited == kThreads) products[own().wgmma_landed].reset();
   }
 }
 
