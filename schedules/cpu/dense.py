@@ -154,7 +154,7 @@ class DenseKernel(Kernel):
                 loop,
                 samples // count,
                 lambda i: in_block(i * count, count, size, inner),
-                samples % count,
+                0 if count == 1 else samples % count,
                 lambda i: in_block(samples // count * count + i, 1, size, inner),
             )
 

@@ -74,11 +74,12 @@ class DirectConv(ConvKernel):
     name = "direct_conv"
 
     def space(self, workload: Workload) -> dict[str, tuple[int, ...]]:
+        height = self._height(workload)
         return {
             "filters": (1, 2, 4, 6),
             "lanes": (4, 8, 16),
-            "vectors": (1, 2, 3, 4, 6, 8),
-            "rows": (1, 2, 4, 8, 14, 16, 32, 64),
+            "vectors": (1, 2, 4, 6, 8),
+            "rows": tuple(sorted({1, 4, 8, 16, 32, min(height, 64), min(height, 8)})),
         }
 
     def default(self, workload: Workload) -> dict[str, int]:
@@ -86,7 +87,7 @@ class DirectConv(ConvKernel):
         lanes, filters, vectors = _SHAPES[next(found, "")]
         while filters > self.filters(workload):
             filters, vectors = filters // 2, vectors * 2
-        height = workload.out_extents[0] if len(workload.extents) == 2 else 1
+        height = self._height(workload)
         return {
             "filters": filters,
             "lanes": lanes,
@@ -95,12 +96,17 @@ class DirectConv(ConvKernel):
         }
 
     def valid(self, workload: Workload, config: Config) -> bool:
-        height = workload.out_extents[0] if len(workload.extents) == 2 else 1
+        height = self._height(workload)
         return (
             config["filters"] <= self.filters(workload)
             and 4 <= config["filters"] * config["vectors"] <= 24
-            and config["rows"] <= max(height, 1)
+            and config["rows"] <= height
         )
+
+    @staticmethod
+    def _height(workload: Workload) -> int:
+        """Rows of an image; a signal has one."""
+        return workload.out_extents[0] if len(workload.extents) == 2 else 1
 
     def filters(self, workload: Workload) -> int:
         """Filters of a group: a unique row's segments are one each."""

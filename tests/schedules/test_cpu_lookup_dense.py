@@ -86,7 +86,7 @@ def compiled(mod, feature):
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.feature)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(data=st.data())
 def test_any_shape_and_batch_equals_the_expansion(isa, data):
     needs(isa.feature)
