@@ -30,8 +30,9 @@ from tbn_tvm.tune import worker
 _START_SECONDS = 30.0
 """What starting a worker process, and linking in it, may take beyond the time limit."""
 
-_LEAN = {"TVM_FFI_DISABLE_TORCH_C_DLPACK": "1"}
-"""Environment of worker processes: without it each would import PyTorch, which takes seconds."""
+_NO_TORCH = 'raise ImportError("workers do without")\n'
+"""Put before PyTorch in workers' path: TVM's FFI would import it if it could, which takes each of
+them seconds."""
 
 _MEMORY_SHARE = 0.75
 _TOLERANCE = {"float32": 1e-4, "float64": 1e-4}
@@ -91,13 +92,17 @@ class Bench:
         tracker: Tracker | None = None,
     ) -> None:
         check_tools()
-        self._environment = {name: os.environ.get(name) for name in _LEAN}
-        os.environ.update(_LEAN)
         self.target, self.family, self.timeout, self.tracker = target, family, timeout, tracker
         self.device = "cpu" if target.kind.name == "llvm" else target.kind.name
         self.folder = Path(tempfile.mkdtemp(prefix="tbn_tvm_tune_"))
         self._memory = _memory_limit() if self.device == "cpu" else None
-        self._rpc = self._runner = self._fleet = None
+        self._rpc = self._runner = self._checker = None
+        self._python_path = os.environ.get("PYTHONPATH")
+        stubs = self.folder / "stubs"
+        stubs.mkdir()
+        (stubs / "torch.py").write_text(_NO_TORCH)
+        paths = [str(stubs), *([self._python_path] if self._python_path else [])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         if tracker is not None:
             self._rpc = ms.runner.RPCConfig(
                 tracker.host, tracker.port, tracker.key, session_timeout_sec=math.ceil(timeout)
@@ -126,14 +131,16 @@ class Bench:
 
     def close(self) -> None:
         """End the worker processes and remove what was built."""
-        self._end(self._runner)
-        self._runner = None
+        if self._runner is not None:
+            self._runner.pool.shutdown(wait=False)
+        if self._checker is not None:
+            self._checker.shutdown(wait=False)
+        self._runner = self._checker = None
         shutil.rmtree(self.folder, ignore_errors=True)
-        for name, value in self._environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        if self._python_path is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = self._python_path
 
     def __enter__(self) -> Bench:
         return self
@@ -251,7 +258,7 @@ class Bench:
                 try:
                     result = arrived.get(timeout=self.timeout + _START_SECONDS)
                 except queue.Empty:
-                    self._end(self._runner)
+                    self._runner.pool.shutdown(wait=False)
                     self._runner, result = None, f"no answer within {self.timeout:g} s"
                 if isinstance(result, str) and self._rpc is not None:
                     # Not a candidate's fault if nobody is left to run any.
@@ -300,11 +307,6 @@ class Bench:
             )
         return self._runner
 
-    @staticmethod
-    def _end(runner) -> None:
-        if runner is not None:
-            runner.pool.shutdown(wait=False)
-
     def _outputs(self, candidate: Built) -> np.ndarray | str:
         from tvm.support.popen_pool import PopenPoolExecutor
 
@@ -314,17 +316,19 @@ class Bench:
         whole = self.family.kernels[name].writes_outputs
         rows = None if whole else workload.product.unique_rows
         path = Path(candidate.artifact).parent / "outputs.npy"
-        pool = PopenPoolExecutor(
-            1, self.timeout + _START_SECONDS, self._prepare(), stderr=subprocess.DEVNULL
-        )
+        if self._checker is None:
+            self._checker = PopenPoolExecutor(
+                1, self.timeout + _START_SECONDS, self._prepare(), stderr=subprocess.DEVNULL
+            )
         try:
             arguments = rows, candidate.artifact, self.device, self._rpc, str(path)
-            pool.submit(worker.outputs, *arguments).result(self.timeout + 2 * _START_SECONDS)
+            future = self._checker.submit(worker.outputs, *arguments)
+            future.result(self.timeout + 2 * _START_SECONDS)
             return np.load(path)
         except Exception as error:  # whatever the candidate did to its process
+            self._checker.shutdown(wait=False)
+            self._checker = None
             return reason(f"{type(error).__name__}: {error}")
-        finally:
-            pool.shutdown(wait=False)
 
 
 def check_tools() -> None:
