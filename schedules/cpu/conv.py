@@ -193,6 +193,10 @@ class ConvKernel(Kernel):
         """Write what all tasks share and is done before them."""
         return None
 
+    def regimes(self, workload: Workload) -> tuple[Workload, ...]:
+        # Any number of images is cut into the same tasks.
+        return (workload if workload.batch else workload.at_batch(1),)
+
     def layout(
         self, tile: np.ndarray, workload: Workload, configs: tuple[Config, ...]
     ) -> np.ndarray:

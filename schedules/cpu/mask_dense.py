@@ -23,6 +23,9 @@ class MaskDense(Kernel):
 
     name = "masks"
 
+    def regimes(self, workload: Workload) -> tuple[Workload, ...]:
+        return (workload if workload.batch else workload.at_batch(1),)
+
     def layout(
         self, tile: np.ndarray, workload: Workload, configs: tuple[Config, ...]
     ) -> np.ndarray:
