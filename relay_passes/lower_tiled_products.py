@@ -20,7 +20,7 @@ from tbn_tvm.schedules.kernel import Config, Kernel
 from tbn_tvm.schedules.rules import Workload, choose
 
 # Pattern 8 of relax's OpPatternKind is opaque: never fused with a neighbour.
-_PRODUCT_ATTRS = {"op_pattern": 8, reference.TILED_PRODUCT: True}
+PRODUCT_ATTRS = {"op_pattern": 8, reference.TILED_PRODUCT: True}
 
 
 # Pattern 4 is "out elementwise fusable": elementwise followers join it, as they join a convolution.
@@ -176,7 +176,7 @@ class _Lowerer(PyExprMutator):
             if len(lead) != 1:  # the kernel reads a matrix
                 x = self.builder_.emit(relax.op.reshape(x, [batch, product.geometry.n]))
         words = relax.const(kernel.layout(constant_array(tile), workload, choice.configs))
-        func = choice.prim_func().with_attrs(_PRODUCT_ATTRS)
+        func = choice.prim_func().with_attrs(PRODUCT_ATTRS)
         dots = self.builder_.emit(
             relax.call_tir(
                 self.builder_.add_func(func, kernel.name),
@@ -203,7 +203,7 @@ class _Lowerer(PyExprMutator):
             compute,
             *call.args[:2],
             primfunc_name_hint=f"{_short(call)}_dots",
-            primfunc_attrs=_PRODUCT_ATTRS,
+            primfunc_attrs=PRODUCT_ATTRS,
         )
 
 

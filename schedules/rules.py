@@ -38,6 +38,8 @@ class Workload:
         Spatial extents of a convolution's input; empty where they are symbolic, or not meant.
     bias : bool
         Whether a bias is added.
+    zero_point : int
+        Of integer activations: what means 0.
     """
 
     operator: str
@@ -48,6 +50,7 @@ class Workload:
     window: Window | None = None
     extents: tuple[int, ...] = ()
     bias: bool = False
+    zero_point: int = 0
 
     @property
     def is_dense(self) -> bool:

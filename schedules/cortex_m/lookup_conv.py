@@ -15,6 +15,7 @@ from tvm import tirx as tir
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from tbn_tvm.schedules.cortex_m.lookup_dense import TABLE_DTYPES
 from tbn_tvm.schedules.kernel import Config, Kernel
 from tbn_tvm.schedules.layouts import sign_rows, taps_first
 from tbn_tvm.schedules.reference import SCHEDULED
@@ -103,7 +104,8 @@ class Plan:
     @property
     def ring_bytes(self) -> int:
         """Scratch that the ring of tables takes."""
-        return self.reach[0] * self.width * self.tables * ENTRIES * 4
+        size = 4 if self.workload.dtype == "float32" else 2
+        return self.reach[0] * self.width * self.tables * ENTRIES * size
 
 
 def filter_words(signs: np.ndarray, plan: Plan) -> np.ndarray:
@@ -137,7 +139,7 @@ def filter_words(signs: np.ndarray, plan: Plan) -> np.ndarray:
 
 
 class LookupConv(Kernel):
-    """Convolution of one image, float32, any groups, one segment a filter."""
+    """Convolution of one image, float32 or int8, any groups, one segment a filter."""
 
     name = "lookup_conv"
 
@@ -157,37 +159,40 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
     height, width = plan.inputs
     reach, columns = plan.reach[0], plan.width
     (out_h, out_w), (step_h, step_w) = plan.outputs, plan.strides
+    table_dtype, sum_dtype = TABLE_DTYPES[workload.dtype]
     row_floats = columns * tables * ENTRIES
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
-        x = T.arg("x", T.Buffer((1, groups * channels, *workload.extents), "float32"))
+        x = T.arg("x", T.Buffer((1, groups * channels, *workload.extents), workload.dtype))
         words = T.arg(
             "words",
             T.Buffer((groups, filters, plan.kernel[0], plan.runs, plan.run_words), "uint32"),
         )
         shape = (1, groups, filters, 1, *workload.out_extents)
-        dots = T.arg("dots", T.Buffer(shape, "float32"))
-        image = T.decl_buffer((groups * channels, height, width), "float32", data=x.data)
-        result = T.decl_buffer((groups, filters, out_h, out_w), "float32", data=dots.data)
-        ring = T.alloc_buffer((reach * row_floats,), "float32")
+        dots = T.arg("dots", T.Buffer(shape, sum_dtype))
+        image = T.decl_buffer((groups * channels, height, width), workload.dtype, data=x.data)
+        result = T.decl_buffer((groups, filters, out_h, out_w), sum_dtype, data=dots.data)
+        ring = T.alloc_buffer((reach * row_floats,), table_dtype)
 
         def put(value, *at):
             T.buffer_store(ring, value, list(at))
 
         def clear(start, count):
             with T.serial(0, count) as i:
-                put(T.float32(0), start + i)
+                put(tir.const(0, table_dtype), start + i)
 
         def tabulate(group, row, column, at):
             """The tables of a pixel."""
             with T.serial(0, tables) as table:
                 first = group * channels + table * TABLE_COLUMNS
-                values = T.alloc_buffer((TABLE_COLUMNS,), "float32")
-                sums = T.alloc_buffer((8,), "float32")
+                values = T.alloc_buffer((TABLE_COLUMNS,), sum_dtype)
+                sums = T.alloc_buffer((8,), sum_dtype)
                 for c in range(TABLE_COLUMNS):
                     value = image[first + c, row, column]
+                    if sum_dtype == "int32":
+                        value = value.astype("int32") - workload.zero_point
                     if channels % TABLE_COLUMNS:
                         inside = table * TABLE_COLUMNS + c < channels
-                        value = tir.if_then_else(inside, value, T.float32(0))
+                        value = tir.if_then_else(inside, value, tir.const(0, sum_dtype))
                     T.buffer_store(values, value, [c])
                 # Sums of channels {0, 1} and of {2, 3}; an entry is one of each.
                 for half in range(2):
@@ -198,7 +203,7 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
                     T.buffer_store(sums, -(a + b), [4 * half])
                 for entry in range(ENTRIES):
                     value = sums[entry % 4] + sums[4 + entry // 4]
-                    put(value, at + table * ENTRIES + entry)
+                    put(value.astype(table_dtype), at + table * ENTRIES + entry)
 
         before, after = plan.before[1], max(columns - plan.before[1] - width, 0)
         pixels = min(width, columns - before)
@@ -223,9 +228,9 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
 
         def window(group, filter_, row, column):
             """A filter's dot product with a window."""
-            total = T.alloc_buffer((1,), "float32")
+            total = T.alloc_buffer((1,), sum_dtype)
             word = T.alloc_buffer((1,), "uint32")
-            T.buffer_store(total, T.float32(0), [0])
+            T.buffer_store(total, tir.const(0, sum_dtype), [0])
             with T.serial(0, plan.kernel[0]) as tap:
                 ring_row = (row * step_h + tap * plan.dilation[0]) % reach
                 with T.serial(0, plan.runs) as run:
@@ -233,7 +238,7 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
                     base = ring_row * row_floats + pixel * tables * ENTRIES
                     # A pointer of its own: the rest of an address is then one instruction.
                     near = T.decl_buffer(
-                        (plan.run_tables * ENTRIES,), "float32", data=T.address_of(ring[base])
+                        (plan.run_tables * ENTRIES,), table_dtype, data=T.address_of(ring[base])
                     )
 
                     def look_up(at, count):
@@ -242,7 +247,7 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
                             nibble = tir.bitwise_and(word[0] >> T.uint32(4 * t), T.uint32(15))
                             offset = (at * WORD_TABLES + t) * ENTRIES
                             entry = near[offset + nibble.astype("int32")]
-                            T.buffer_store(total, total[0] + entry, [0])
+                            T.buffer_store(total, total[0] + entry.astype(sum_dtype), [0])
 
                     full, rest = divmod(plan.run_tables, WORD_TABLES)
                     if full:
