@@ -88,7 +88,10 @@ def _scheduled(func: tir.PrimFunc, target: tvm.target.Target, name: str) -> tir.
     # A product with a bit-packed operand looks like a matrix product and is none to these rules.
     made = None if _has_tiled_product(func) else _by_rules(func, target)
     if made is None:
-        made = _by_default(func, target)
+        try:
+            made = _by_default(func, target)
+        except s_tir.ScheduleError:
+            made = func
     if not is_thread_bound(made):
         raise ValueError(f"kernel {name!r} cannot be scheduled for {target.kind.name}")
     return made.with_attr(_TVM_SCHEDULED, True)

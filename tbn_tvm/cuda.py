@@ -18,6 +18,9 @@ from tbn_tvm.errors import DeviceError, ToolError, UsageError
 DEFAULT_ARCH = "sm_80"
 """Compiled for where neither the user nor a device says otherwise."""
 
+NVCC_ROOTS = ("$CUDA_HOME", "$CUDA_PATH", "/usr/local/cuda")
+"""Where nvcc is looked for, beside ``PATH``."""
+
 _OPTIONS = (
     "-O3",
     "--std=c++17",
@@ -100,9 +103,10 @@ def find_nvcc() -> Path:
     found = shutil.which("nvcc")
     if found:
         return Path(found)
-    for root in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
-        if root and (Path(root) / "bin" / "nvcc").is_file():
-            return Path(root) / "bin" / "nvcc"
+    for root in NVCC_ROOTS:
+        path = Path(os.path.expandvars(root)) / "bin" / "nvcc"
+        if path.is_file():
+            return path
     raise ToolError(
         "compiling for cuda needs nvcc, which is not in PATH, CUDA_HOME or /usr/local/cuda: "
         "install NVIDIA's CUDA toolkit 13 (Debian, from NVIDIA's repository: apt-get install "

@@ -1,10 +1,8 @@
-"""How much memory a compiled model takes: planned from its program, and measured on the device."""
+"""How much memory a compiled model takes, planned from its program; measured, see ``meter``."""
 
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +14,7 @@ from tvm import relax, s_tir, sym
 from tvm import tirx as tir
 
 from tbn_tvm.errors import TbnError
+from tbn_tvm.relay_passes._match import is_call
 from tbn_tvm.signature import Signature
 
 _PAGE = 4096
@@ -79,9 +78,7 @@ def plan_memory(
         Whether storage is kept from run to run and never shared between allocations, as captured
         CUDA graphs need it.
     """
-    lowered = tvm.transform.Sequential(
-        [relax.transform.LowerAllocTensor(), relax.transform.KillAfterLastUse()]
-    )(mod)
+    lowered = relax.transform.LowerAllocTensor()(mod)
     return MemoryPlan(
         batch=batch,
         weights=sum(array.nbytes for array in constants),
@@ -104,31 +101,57 @@ class _Pool:
 
     def __init__(self, batch: int, keep_all: bool) -> None:
         self._batch, self._keep_all = batch, keep_all
-        self._held = 0
-        self._free: Counter[int] = Counter()
-        self._sizes: dict[relax.Var, int] = {}
+        # The storages that a variable keeps alive, and the step at which each is used last.
+        self._held: dict[relax.Var, frozenset] = {}
+        self._last: dict[relax.Var, int] = {}
 
     def run(self, main: relax.Function) -> int:
-        for block in main.body.blocks:
-            for binding in block.bindings:
-                self._step(binding.var, binding.value)
-        return self._held
+        """Bytes taken from the device by the end."""
+        bindings = [binding for block in main.body.blocks for binding in block.bindings]
+        for step, binding in enumerate(bindings):
+            self._note(step, binding.var, binding.value)
+        for storage in self._storages(main.body.body):
+            self._last[storage] = len(bindings)
+        taken, free = 0, Counter()
+        sizes = {}
+        for step, binding in enumerate(bindings):
+            if _is_allocation(binding.value):
+                (nbytes,) = binding.value.args[0].values
+                pages = -(-_number(nbytes, self._batch) // _PAGE) * _PAGE
+                sizes[binding.var] = pages
+                if free[pages]:
+                    free[pages] -= 1
+                else:
+                    taken += pages
+            for storage, pages in list(sizes.items()):
+                if self._last[storage] == step and not self._keep_all:
+                    free[pages] += 1
+                    del sizes[storage]
+        return taken
 
-    def _step(self, var: relax.Var, value: relax.Expr) -> None:
+    def _note(self, step: int, var: relax.Var, value: relax.Expr) -> None:
         if isinstance(value, relax.If):
             raise TbnError("a model with branches has no static memory plan")
-        if not isinstance(value, relax.Call) or not isinstance(value.op, tvm.ir.Op):
-            return
-        if value.op.name == "relax.memory.alloc_storage":
-            (nbytes,) = value.args[0].values
-            pages = -(-_number(nbytes, self._batch) // _PAGE) * _PAGE
-            if self._free[pages]:
-                self._free[pages] -= 1
-            else:
-                self._held += pages
-            self._sizes[var] = pages
-        elif value.op.name == "relax.memory.kill_storage" and not self._keep_all:
-            self._free[self._sizes[value.args[0]]] += 1
+        used = self._storages(value)
+        if _is_allocation(value):
+            used = frozenset([var])
+        for storage in used:
+            self._last[storage] = step
+        # A kernel's result is in its arguments; what else takes a tensor may be a view of it.
+        launches = isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar)
+        self._held[var] = frozenset() if launches else used
+
+    def _storages(self, expr: relax.Expr) -> frozenset:
+        if isinstance(expr, relax.Var):
+            return self._held.get(expr, frozenset())
+        if isinstance(expr, relax.TupleGetItem):
+            return self._storages(expr.tuple_value)
+        parts = expr.fields if isinstance(expr, relax.Tuple) else getattr(expr, "args", ())
+        return frozenset().union(*map(self._storages, parts))
+
+
+def _is_allocation(value: relax.Expr) -> bool:
+    return is_call(value, "relax.memory.alloc_storage")
 
 
 def _global_scratch(func: tir.PrimFunc) -> Iterable[tir.Buffer]:
@@ -159,40 +182,3 @@ def _number(extent, batch: int) -> int:
 
 def _free_axes(shape: Sequence) -> int:
     return sum(isinstance(extent, str) for extent in shape)
-
-
-class MemoryMeter:
-    """The most memory seen in use on a device since the meter was made.
-
-    For a GPU it is what the driver has handed out on that device, to every process: run alone for
-    figures worth quoting. For the CPU it is this process's resident memory. What the measured code
-    keeps (TVM's allocators keep what they once took) is seen even where :meth:`sample` is called
-    after the fact only.
-
-    Parameters
-    ----------
-    device : tvm.runtime.Device
-        ``tvm.cpu()`` or ``tvm.cuda()``.
-    """
-
-    def __init__(self, device: tvm.runtime.Device) -> None:
-        self._used = _resident if device.dlpack_device_type() == 1 else _taken_of_cuda
-        self.before = self._used()
-        self.peak = 0
-
-    def sample(self) -> int:
-        """Look once; the peak so far, in bytes above what was in use before."""
-        self.peak = max(self.peak, self._used() - self.before)
-        return self.peak
-
-
-def _taken_of_cuda() -> int:
-    # TVM's one way to ask: "... 123 bytes free out of 456 bytes on device".
-    told = str(tvm_ffi.get_global_func("runtime.GetCudaFreeMemory")())
-    free, total = (int(number) for number in re.findall(r"\d+", told)[:2])
-    return total - free
-
-
-def _resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

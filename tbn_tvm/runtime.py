@@ -29,7 +29,7 @@ from tbn_tvm.signature import Signature
 if TYPE_CHECKING:
     import tvm
 
-    from tbn_tvm.memory import MemoryMeter
+    from tbn_tvm.meter import MemoryMeter
 
 SCHEMA = 1
 """Version of the file format; files of a newer one are refused."""
@@ -149,7 +149,7 @@ class Artifact:
 
         from tbn_tvm._tvm import check_pair
         from tbn_tvm.cuda import giving_code, require_device
-        from tbn_tvm.memory import MemoryMeter
+        from tbn_tvm.meter import MemoryMeter
 
         check_pair()
         self._check_versions()

@@ -19,11 +19,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run, and say why."""
     lacking = [p for p in ("arm-none-eabi-gcc", "qemu-system-arm") if shutil.which(p) is None]
+    no_device = any("gpu" in item.keywords for item in items) and not _has_cuda_device()
     for item in items:
+        if "gpu" in item.keywords and no_device:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if "emulator" in item.keywords and lacking:
             item.add_marker(pytest.mark.skip(reason=f"{', '.join(lacking)} not installed"))
         if "data" in item.keywords and data_folder() is None:
             item.add_marker(pytest.mark.skip(reason="no MNIST: set TBN_DATA to its folder"))
+
+
+def _has_cuda_device() -> bool:
+    import tvm
+
+    return bool(tvm.cuda(0).exist)
 
 
 def data_folder() -> Path | None:

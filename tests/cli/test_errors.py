@@ -243,6 +243,24 @@ def test_an_unknown_target_is_refused_before_the_model_is_read(cwd, capfd, targe
     refused(capfd, f"compile none.pt2 --target {target} -o out", USAGE, told)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--batch 0", "--batch 0: expected at least 1"),
+        ("--max-batch -3", "--max-batch -3: expected at least 1"),
+        ("--batch 2 --max-batch 4", "give one"),
+        (f"--batch 2 --target {BOARD}", "--batch: a board runs one sample after the other"),
+        ("--cuda-graph", "--cuda-graph: only a cuda target has CUDA graphs"),
+        (f"--cuda-graph --target {BOARD}", "--cuda-graph: only a cuda target"),
+        ("--cuda-graph --target cuda --max-batch 4", "--cuda-graph needs fixed shapes"),
+        ("--emit cuda", "--emit cuda: only a cuda target has CUDA source"),
+        ("--emit cuda --target cuda -o x.cu", "-o x.cu: --emit cuda writes the source there"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_at_once(cwd, capfd, options, told):
+    refused(capfd, f"compile none.pt2 {options}", USAGE, told)
+
+
 def test_an_unknown_triple_is_refused(cwd, capsys):  # LLVM itself writes to stderr too
     target = '{"kind": "llvm", "mtriple": "abacus"}'
     assert main(["compile", "tiny.pt2", "--target", target, "-o", "out"]) == USAGE
