@@ -8,12 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tbn_tvm.errors import FitError, ToolError
+from tbn_tvm.micro.disassembly import check_firmware
 from tbn_tvm.micro.project import Project
+from tbn_tvm.targets import Board
 
 COMPILER = "arm-none-eabi-gcc"
 INSTALL_COMPILER = "apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi"
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror")
 _TIME_LIMIT_S = 300
+_SHOWN_FINDINGS = 10
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ def build(folder: str | Path) -> BuildReport:
     Raises
     ------
     ToolError
-        Where the cross compiler is missing or refuses the code.
+        Where the cross compiler is missing or refuses the code, or where the machine code has
+        something that the core lacks.
     FitError
         Where the firmware does not fit the board.
     """
@@ -98,9 +102,22 @@ def build(folder: str | Path) -> BuildReport:
         if "will not fit in region" in result.stderr or "do not fit" in result.stderr:
             raise FitError(f"the firmware does not fit {board.name}:\n{result.stderr.strip()}")
         raise ToolError(f"{COMPILER} failed:\n{result.stderr.strip()}")
+    partial = output / "firmware.partial"
+    _check_instructions(partial, board)
     # Only a whole firmware gets the name that is run.
-    (output / "firmware.partial").replace(elf)
+    partial.replace(elf)
     return measure(elf, project)
+
+
+def _check_instructions(elf: Path, board: Board) -> None:
+    """Refuse a firmware that its core, unlike the emulator, could not run."""
+    findings = check_firmware(elf, board)
+    if findings:
+        shown = [f"  {finding}" for finding in findings[:_SHOWN_FINDINGS]]
+        if len(findings) > _SHOWN_FINDINGS:
+            shown.append(f"  and {len(findings) - _SHOWN_FINDINGS} more")
+        told = "\n".join(shown)
+        raise ToolError(f"the firmware does not suit {board.name}'s {board.core}:\n{told}")
 
 
 def measure(elf: Path, project: Project) -> BuildReport:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from tbn_tvm.targets import Board, load_board
 
 if TYPE_CHECKING:
     from tbn_tvm.compiler import Imported
+    from tbn_tvm.micro.program import Buffer
 
 SCHEMA = 1
 """Version of the folder's layout and metadata."""
@@ -26,6 +28,12 @@ SCHEMA = 1
 METADATA = "metadata.json"
 MAX_TENSORS = 60
 """Inputs and outputs together whose sizes fit a frame of the device's protocol."""
+
+SERVER_FLASH_BYTES = 2_048
+"""What server, drivers and start-up take at least."""
+
+SERVER_RAM_BYTES = 544
+"""Static data of server, drivers and start-up."""
 
 _DEVICE = Path(__file__).resolve().parent / "device"
 
@@ -219,7 +227,7 @@ def create_project(model: Imported, board: Board, *, dump_ir: Path | None = None
         "arena": plan.nbytes,
         "arena_lower_bound": plan.lower_bound,
     }
-    check_fit(board, memory, model.layers)
+    check_fit(board, memory, model.layers, program.buffers)
     signature = Signature(
         tuple(spec.with_batch(1) for spec in model.signature.inputs),
         tuple(spec.with_batch(1) for spec in model.signature.outputs),
@@ -319,32 +327,47 @@ def _samples_meet(model: Imported) -> bool:
     )
 
 
-def check_fit(board: Board, memory: dict, layers: list) -> None:
+def check_fit(board: Board, memory: dict, layers: list, buffers: Sequence[Buffer] = ()) -> None:
     """Refuse a model that cannot fit, with the table of what takes how much.
 
     Raises
     ------
     FitError
-        Where weights exceed the flash, or the arena with the stack exceeds the RAM.
+        Where the weights with the least code exceed the flash, or arena, stack and the server's
+        data the RAM.
     """
-    ram = memory["arena"] + board.stack_bytes
-    if memory["weights"] <= board.flash_bytes and ram <= board.ram_bytes:
+    weights = memory["weights"]
+    flash = weights + SERVER_FLASH_BYTES
+    ram = memory["arena"] + board.stack_bytes + SERVER_RAM_BYTES
+    if flash <= board.flash_bytes and ram <= board.ram_bytes:
         return
-    rows = [f"  {layer.name}: {layer.nbytes:,} bytes" for layer in layers]
     raise FitError(
         "\n".join(
             [
                 f"the model does not fit {board.name}:",
-                f"  flash: {memory['weights']:,} bytes of weights, {board.flash_bytes:,} available",
-                f"  RAM: {memory['arena']:,} bytes of arena and {board.stack_bytes:,} of stack, "
-                f"{board.ram_bytes:,} available",
+                f"  flash: {weights:,} bytes of weights, {board.flash_bytes:,} available, "
+                f"of which code takes {SERVER_FLASH_BYTES:,} or more",
+                f"  RAM: {memory['arena']:,} bytes of arena, {board.stack_bytes:,} of stack and "
+                f"{SERVER_RAM_BYTES:,} of the server's, {board.ram_bytes:,} available",
                 "weights by layer:",
-                *rows,
+                *(f"  {layer.name}: {layer.nbytes:,} bytes" for layer in layers),
+                "arena, where it is fullest:",
+                *(f"  {buffer.name}: {buffer.nbytes:,} bytes" for buffer in _fullest(buffers)),
                 "use a larger p, tile more layers (tbn-tvm inspect shows which are float), or a "
                 "smaller input",
             ]
         )
     )
+
+
+def _fullest(buffers: Sequence[Buffer]) -> list[Buffer]:
+    """The buffers alive at the step where their sum is largest, the largest first."""
+    alive = (
+        [buffer for buffer in buffers if buffer.first <= step <= buffer.last]
+        for step in sorted({buffer.first for buffer in buffers})
+    )
+    fullest = max(alive, key=lambda there: sum(b.nbytes for b in there), default=[])
+    return sorted(fullest, key=lambda buffer: -buffer.nbytes)
 
 
 def _is_project(folder: Path) -> bool:
