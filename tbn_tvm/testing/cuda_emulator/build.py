@@ -25,8 +25,10 @@ RUNTIME = (
     "wgmma.cpp",
     "checks.cpp",
 )
-COMMON = ("-std=gnu++17", "-O2", "-g1", "-march=native", "-fPIC", "-ffp-contract=off")
+COMMON = ("-std=gnu++17", "-g1", "-march=native", "-fPIC", "-ffp-contract=off")
 KERNEL = (
+    # Unrolled kernels take longer to compile than to run; what is called often is in the runtime.
+    "-Og",
     # Emitted code reads vectors of half through uint4 and the like.
     "-fno-strict-aliasing",
     # What they find is reported by checks.cpp, not by the compiler's library: it is not linked.

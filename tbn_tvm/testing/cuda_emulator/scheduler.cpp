@@ -29,7 +29,7 @@ Options options;
 
 namespace {
 
-constexpr size_t kStackBytes = 256 << 10;
+constexpr size_t kStackBytes = 512 << 10;
 constexpr size_t kMaxThreads = 1024;
 constexpr size_t kMaxDynamicShared = 227 << 10;
 constexpr size_t kMaxStaticShared = 48 << 10;
