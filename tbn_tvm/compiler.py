@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from tbn_tvm.micro.project import Project
+    from tbn_tvm.micro.quantization import Calibration
     from tbn_tvm.runtime import Artifact
 
 
@@ -232,6 +233,7 @@ def compile(
     batch: int | None = None,
     max_batch: int | None = None,
     cuda_graph: bool = False,
+    calibration: Calibration | None = None,
 ) -> Artifact | Project:
     """Compile a model.
 
@@ -255,6 +257,8 @@ def compile(
         Keep it symbolic up to this size, for which memory is planned ahead.
     cuda_graph : bool
         Launch kernels as a CUDA graph; only for cuda and fixed shapes.
+    calibration : tbn_tvm.micro.quantization.Calibration, optional
+        Samples from which int8 activations get their scales; only for boards.
 
     Returns
     -------
@@ -265,6 +269,8 @@ def compile(
     resolved = resolve_target(target)
     options = Options(batch, max_batch, cuda_graph)
     options.check(resolved)
+    if isinstance(resolved, dict) and calibration is not None:
+        raise UsageError(f"int8 activations are for boards, not for {resolved['kind']}")
     if isinstance(resolved, dict) and resolved["kind"] == "cuda":
         cuda.find_nvcc()  # told now rather than when everything before it is done
     if not isinstance(model, Imported):
@@ -275,7 +281,9 @@ def compile(
         return _compile_for_tvm(model, resolved, options, _as_path(dump_ir), tell)
     from tbn_tvm.micro.project import create_project
 
-    return create_project(model, resolved, dump_ir=_as_path(dump_ir))
+    return create_project(
+        model, resolved, dump_ir=_as_path(dump_ir), calibration=calibration
+    )
 
 
 def resolve_target(target: str | dict):

@@ -10,6 +10,7 @@ import numpy as np
 from tbn_tvm.micro.kernels import c_type
 from tbn_tvm.micro.planner import Plan
 from tbn_tvm.micro.program import Constant, Program
+from tbn_tvm.micro.quantization import Quantization
 from tbn_tvm.signature import Signature
 
 _LINE = 100
@@ -35,6 +36,8 @@ class ModelSource:
         Eight bytes that tell this build from others.
     version : str
         Of tbn-tvm.
+    quantization : Quantization, optional
+        Scales of inputs and outputs where they are integers.
     """
 
     name: str
@@ -44,6 +47,7 @@ class ModelSource:
     layers: list
     digest: bytes
     version: str
+    quantization: Quantization | None = None
 
     def files(self) -> dict[str, str]:
         """C files by name."""
@@ -104,8 +108,16 @@ class ModelSource:
                     }
                     for step, comment in zip(program.steps, comments, strict=True)
                 ],
-                inputs=self._tensors(self.signature.inputs, program.inputs),
-                outputs=self._tensors(self.signature.outputs, program.outputs),
+                inputs=self._tensors(
+                    self.signature.inputs,
+                    program.inputs,
+                    self.quantization and self.quantization.inputs,
+                ),
+                outputs=self._tensors(
+                    self.signature.outputs,
+                    program.outputs,
+                    self.quantization and self.quantization.outputs,
+                ),
             )
         )
 
@@ -144,7 +156,7 @@ class ModelSource:
                 made[step.arguments[2]] = layer
         return owners
 
-    def _tensors(self, specs, buffers) -> list[dict]:
+    def _tensors(self, specs, buffers, scales) -> list[dict]:
         return [
             {
                 "name": spec.name,
@@ -154,8 +166,12 @@ class ModelSource:
                 "count": int(np.prod(spec.shape, dtype=np.int64)),
                 "bytes": spec.nbytes,
                 "offset": self.plan.offsets[buffer],
+                "scale": None if scale is None else f"{scale.scale:.9g}f",
+                "zero_point": None if scale is None else scale.zero_point,
             }
-            for spec, buffer in zip(specs, buffers, strict=True)
+            for spec, buffer, scale in zip(
+                specs, buffers, scales or [None] * len(specs), strict=True
+            )
         ]
 
 

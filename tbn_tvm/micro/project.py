@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tbn_tvm.errors import ArtifactError, FitError, TbnError, UsageError
+from tbn_tvm.micro.quantization import Quantization
 from tbn_tvm.runtime import content_hash
 from tbn_tvm.signature import Signature, TensorSpec
 from tbn_tvm.targets import FOLDER as TARGETS
@@ -21,6 +22,7 @@ from tbn_tvm.targets import Board, load_board
 if TYPE_CHECKING:
     from tbn_tvm.compiler import Imported
     from tbn_tvm.micro.program import Buffer
+    from tbn_tvm.micro.quantization import Calibration
 
 SCHEMA = 1
 """Version of the folder's layout and metadata."""
@@ -60,6 +62,8 @@ class Project:
         Of tbn-tvm, TVM and its FFI.
     files : dict of str to bytes
         Everything but the metadata, by path relative to the folder.
+    quantization : Quantization, optional
+        How the device's integers stand for the signature's real numbers.
     """
 
     name: str
@@ -70,6 +74,7 @@ class Project:
     digest: str
     versions: dict
     files: dict[str, bytes] = field(repr=False)
+    quantization: Quantization | None = None
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write the project to a folder, which it replaces if that held a project.
@@ -122,6 +127,7 @@ class Project:
             **self.signature.to_dict(),
             "memory": self.memory,
             "layers": self.layers,
+            "quantization": self.quantization and self.quantization.to_dict(),
             "files": {n: hashlib.sha256(d).hexdigest() for n, d in sorted(self.files.items())},
         }
         return json.dumps({**fields, "content_hash": content_hash(fields)}, indent=1).encode()
@@ -174,6 +180,7 @@ class Project:
             digest=fields["digest"],
             versions=fields["versions"],
             files=files,
+            quantization=Quantization.from_dict(fields.get("quantization")),
         )
 
 
@@ -193,8 +200,25 @@ def check_destination(folder: Path) -> None:
         )
 
 
-def create_project(model: Imported, board: Board, *, dump_ir: Path | None = None) -> Project:
+def create_project(
+    model: Imported,
+    board: Board,
+    *,
+    dump_ir: Path | None = None,
+    calibration: Calibration | None = None,
+) -> Project:
     """Lower a model and generate its project.
+
+    Parameters
+    ----------
+    model : Imported
+        The model.
+    board : Board
+        What for.
+    dump_ir : Path, optional
+        A folder for the IR after each phase.
+    calibration : Calibration, optional
+        Samples from which int8 activations get their scales; float32 without.
 
     Raises
     ------
@@ -219,7 +243,12 @@ def create_project(model: Imported, board: Board, *, dump_ir: Path | None = None
             f"{MAX_TENSORS}"
         )
     target = tvm.target.Target({"kind": "c"})
-    mod = pipeline.run(model.mod, pipeline.cortex_m_phases(target), target, dump_ir)
+    phases, quantization = pipeline.cortex_m_phases(target), None
+    mod = model.mod
+    if calibration is not None:
+        mod, quantization = calibration.apply(model, phases[0], target, dump_ir)
+        phases = phases[1:]
+    mod = pipeline.run(mod, phases, target, dump_ir)
     program = extract_program(mod, model.name)
     plan = plan_arena(program.buffers)
     memory = {
@@ -232,10 +261,19 @@ def create_project(model: Imported, board: Board, *, dump_ir: Path | None = None
         tuple(spec.with_batch(1) for spec in model.signature.inputs),
         tuple(spec.with_batch(1) for spec in model.signature.outputs),
     )
+    if quantization is not None:
+        signature = quantization.on_device(signature)
 
     def generate(digest: bytes) -> dict[str, str]:
         source = ModelSource(
-            model.name, program, plan, signature, model.layers, digest, versions()["tbn_tvm"]
+            model.name,
+            program,
+            plan,
+            signature,
+            model.layers,
+            digest,
+            versions()["tbn_tvm"],
+            quantization,
         )
         return source.files()
 
@@ -254,6 +292,7 @@ def create_project(model: Imported, board: Board, *, dump_ir: Path | None = None
         digest=digest,
         versions=versions(),
         files=files,
+        quantization=quantization,
     )
 
 

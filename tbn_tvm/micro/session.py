@@ -111,6 +111,11 @@ class Session:
                 "there can be only one"
             )
         samples = sizes.pop() if sizes else 1
+        scales = self.project.quantization
+        if scales is not None:
+            arrays = tuple(
+                tensor.quantize(array) for tensor, array in zip(scales.inputs, arrays, strict=True)
+            )
         before = self._link.retries
         instructions, rows = [], []
         for sample in range(samples):
@@ -122,10 +127,14 @@ class Session:
             instructions.append(round(ticks * self.project.board.instructions_per_tick))
             rows.append(outputs)
         self.statistics = RunStatistics(tuple(instructions), self._link.retries - before)
+        device = signature if scales is None else scales.on_device(signature)
         results = tuple(
-            _joined(spec, [row[index] for row in rows])
-            for index, spec in enumerate(signature.outputs)
+            _joined(spec, [row[index] for row in rows]) for index, spec in enumerate(device.outputs)
         )
+        if scales is not None:
+            results = tuple(
+                tensor.dequantize(y) for tensor, y in zip(scales.outputs, results, strict=True)
+            )
         return results[0] if len(results) == 1 else results
 
     def _infer(self, inputs: list[bytes]) -> tuple[int, list[bytes]]:
