@@ -221,15 +221,20 @@ class Builder:
         self._lean = os.environ.get(_LEAN)
         os.environ[_LEAN] = "1"
         self._pool = PopenPoolExecutor(self.workers, _BUILD_SECONDS)
+        self._pending: list[Future] = []
 
     def submit(self, request: Request) -> Future[Built]:
         """Start building; the future raises what the build raised."""
-        return self._pool.submit(build, request, str(self.folder), self.inspect)
+        self._pending.append(self._pool.submit(build, request, str(self.folder), self.inspect))
+        return self._pending[-1]
 
     def __enter__(self) -> Builder:
         return self
 
     def __exit__(self, *_exception) -> None:
+        # What is still queued would start new processes after the pool has ended its own.
+        for future in self._pending:
+            future.cancel()
         self._pool.shutdown(wait=False)
         if self._lean is None:
             os.environ.pop(_LEAN, None)

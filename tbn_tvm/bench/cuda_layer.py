@@ -35,6 +35,7 @@ class Layer:
         self._bits = torch.from_numpy(self.bits).to(device)
         alphas = random.uniform(0.5, 1.5, case.p).astype(np.float32)
         self.alpha = torch.from_numpy(alphas).to(device)
+        self._words: dict[str, torch.Tensor] = {}
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -63,9 +64,16 @@ class Layer:
         """The tile as a kernel reads it."""
         from tbn_tvm.schedules.cuda import KERNELS
 
-        kernel = KERNELS[request.kernel]
-        words = kernel.layout(pack_bits(self.bits), request.workload, request.configs)
-        return torch.from_numpy(np.ascontiguousarray(words)).to(self.device)
+        # Laying out a large tile takes seconds. Dense kernels do it alike for all configurations;
+        # would one not, its outputs were wrong, and they are checked.
+        if request.kernel not in self._words:
+            kernel = KERNELS[request.kernel]
+            words = kernel.layout(pack_bits(self.bits), request.workload, request.configs)
+            words = torch.from_numpy(np.ascontiguousarray(words)).to(self.device)
+            if not request.workload.is_dense:
+                return words
+            self._words[request.kernel] = words
+        return self._words[request.kernel]
 
     def activations(self) -> torch.Tensor:
         """Random activations."""

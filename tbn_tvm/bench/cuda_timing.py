@@ -143,22 +143,30 @@ class Replay:
         modules are loaded and libraries choose their algorithms then.
     cold : bool
         Whether their operands exceed the cache.
+    stream : callable
+        Makes the context that calls run in; where none of them is TVM's it may be
+        ``contextlib.nullcontext``, and TVM need not be installed.
     """
 
-    def __init__(self, calls: Sequence[Callable[[], object]], cold: bool = True) -> None:
+    def __init__(
+        self,
+        calls: Sequence[Callable[[], object]],
+        cold: bool = True,
+        stream: Callable = on_torch_stream,
+    ) -> None:
         import torch
 
         self.copies, self.cold = len(calls), cold
         self.count = max(1, -(-_CALLS // len(calls))) * len(calls)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), on_torch_stream():
+        with torch.cuda.stream(side), stream():
             for call in calls[:FEWEST_COPIES]:
                 call()
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph), on_torch_stream():
+        with torch.cuda.graph(self.graph), stream():
             for turn in range(self.count):
                 calls[turn % len(calls)]()
         torch.cuda.synchronize()
