@@ -20,7 +20,6 @@
 #include <ucontext.h>
 #endif
 
-
 namespace tbn_emulator {
 
 Thread* self = nullptr;
@@ -33,9 +32,9 @@ constexpr size_t kStackBytes = 512 << 10;
 constexpr size_t kMaxThreads = 1024;
 constexpr size_t kMaxDynamicShared = 227 << 10;
 constexpr size_t kMaxStaticShared = 48 << 10;
-constexpr size_t kSharedReserved = 1024;  // the first bytes of shared memory are the system's
-constexpr size_t kSharedAlignment = 64;   // of dynamic shared memory, as TVM declares it
-constexpr size_t kSwizzlePeriod = 1024;   // alignments up to this show in the pointers, too
+constexpr size_t kSharedReserved = 1024; // the first bytes of shared memory are the system's
+constexpr size_t kSharedAlignment = 64;  // of dynamic shared memory, as TVM declares it
+constexpr size_t kSwizzlePeriod = 1024;  // alignments up to this show in the pointers, too
 constexpr int kBarriers = 16;
 
 struct Stopped {}; // thrown by work that runs outside of any thread
@@ -193,13 +192,18 @@ size_t place_in_kernel() {
 }
 
 void on_fault(int signal, siginfo_t* info, void*) {
-  if (!self) { // not the kernel's doing
+  if (!block) { // not the kernel's doing
     ::signal(signal, SIG_DFL);
     return;
   }
   char text[256];
-  snprintf(text, sizeof text, "access outside of any array (address %p, thread %d) at code+%#zx",
-           info->si_addr, self->id, place_in_kernel());
+  if (self) {
+    snprintf(text, sizeof text, "access outside of any array (address %p, thread %d) at code+%#zx",
+             info->si_addr, self->id, place_in_kernel());
+  } else {
+    snprintf(text, sizeof text, "access outside of any array (address %p) by an asynchronous copy",
+             info->si_addr);
+  }
   failure = text;
   failed = true;
   siglongjmp(after_fault, 1);
@@ -356,10 +360,6 @@ Fiber& fiber(int id) { return block->threads[id]; }
 
 void check_shared(const void* address, size_t bytes, size_t alignment, const char* what) {
   const auto from = reinterpret_cast<uintptr_t>(address);
-  if (from % alignment) {
-    fail("%s: address %#zx is not a multiple of %zu bytes", what, static_cast<size_t>(from),
-         alignment);
-  }
   const auto inside = [&](const char* start, size_t size) {
     const auto base = reinterpret_cast<uintptr_t>(start);
     return from >= base && from + bytes <= base + size;
@@ -368,6 +368,10 @@ void check_shared(const void* address, size_t bytes, size_t alignment, const cha
       !inside(shared_static, shared_static_bytes)) {
     fail("%s: %zu bytes at offset %td of dynamic shared memory (%zu bytes) are not shared memory",
          what, bytes, static_cast<const char*>(address) - shared_dynamic, shared_dynamic_bytes);
+  }
+  if (from % alignment) {
+    fail("%s: shared address %#x is not a multiple of %zu bytes", what, shared_address(address),
+         alignment);
   }
 }
 
