@@ -24,7 +24,7 @@ def used_kernels(mod: tvm.IRModule) -> list[dict]:
     list of dict
         ``function`` (its name), ``kernel``, ``version``, ``configs`` (one a regime), ``sources``
         (``rules``, ``shipped`` or ``user`` and a file, one a regime), ``input`` (the shape of
-        the activations).
+        the activations; symbolic extents as text).
     """
     notes = {
         var: json.loads(str(func.attrs[KERNEL_ATTR]))
@@ -42,8 +42,12 @@ def used_kernels(mod: tvm.IRModule) -> list[dict]:
         if isinstance(callee, tvm.ir.GlobalVar) and callee in notes:
             row = {"function": callee.name_hint, **notes[callee]}
             shape = getattr(args[0].ty, "shape", None) if args else None
-            row["input"] = [] if shape is None else [str(extent) for extent in shape.values]
+            row["input"] = [] if shape is None else [_extent(extent) for extent in shape.values]
             rows.append(row)
 
     relax.analysis.post_order_visit(mod["main"], visit)
     return rows
+
+
+def _extent(value) -> int | str:
+    return int(value) if isinstance(value, (int, tir.IntImm)) else str(value)

@@ -11,6 +11,7 @@ import math
 import os
 import queue
 import shutil
+import socket
 import statistics
 import subprocess
 import tempfile
@@ -221,11 +222,14 @@ class Bench:
             f"{self.tracker.host}:{self.tracker.port} --key {self.tracker.key}"
         )
         try:
+            # TVM itself would try for a minute.
+            socket.create_connection((self.tracker.host, self.tracker.port), 5).close()
             count = self._rpc.count_num_servers()
         except Exception:  # of many kinds
             raise DeviceError(
                 f"no RPC tracker answers at {self.tracker.host}:{self.tracker.port}; start one "
-                f"with: python -m tvm.exec.rpc_tracker --port {self.tracker.port}"
+                f"with: python -m tvm.exec.rpc_tracker --port {self.tracker.port} "
+                f"--port-end {self.tracker.port + 1}"
             ) from None
         if not count:
             raise DeviceError(f"the RPC tracker at {self.tracker} has no server; {hint}")

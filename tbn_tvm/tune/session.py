@@ -206,6 +206,8 @@ class Session:
             configs = self._proposed(search, size - len(chosen))
             chosen += [(search, config) for config in configs]
             search.exhausted = not configs
+        if not chosen:
+            return False
         built = self.bench.build(
             [
                 self.specification(self.family.kernels[search.kernel], search.regime, [config])
@@ -221,7 +223,7 @@ class Session:
             outcomes.append(outcome)
         for search, configs, outcomes in learnt.values():
             self._learn(search, configs, outcomes)
-        return bool(chosen)
+        return True
 
     def _next(self, chosen: list[Search]) -> Search | None:
         """The search whose share of the trials is the furthest from spent.
