@@ -1,9 +1,16 @@
 """Kernels for Cortex-M and the rules that choose among them."""
 
-from tbn_tvm.schedules.cortex_m import lookup_conv, lookup_dense
+from tbn_tvm.schedules.cortex_m import lookup_conv, lookup_dense, lookup_dense_int8
 from tbn_tvm.schedules.rules import Rule
 
-KERNELS = {kernel.name: kernel for kernel in (lookup_dense.LookupDense(), lookup_conv.LookupConv())}
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        lookup_dense.LookupDense(),
+        lookup_conv.LookupConv(),
+        lookup_dense_int8.LookupDenseInt8(),
+    )
+}
 
 RULES = (
     # A table costs about 42 instructions for 4 columns and saves about 16 for each row that
@@ -12,10 +19,18 @@ RULES = (
         kernel="lookup_dense",
         operators=("relax.tbn.tiled_dense",),
         max_segments=1,
-        dtypes=("float32", "int8"),
+        dtypes=("float32",),
         batch=1,
         min_unique_rows=3,
         min_row_length=8,
+    ),
+    Rule(
+        kernel="lookup_dense_int8",
+        operators=("relax.tbn.tiled_dense",),
+        max_segments=1,
+        dtypes=("int8",),
+        batch=1,
+        min_unique_rows=3,
     ),
     # As above, and a table serves every tap besides: even two filters pay.
     Rule(

@@ -15,7 +15,7 @@ from tvm import tirx as tir
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tbn_tvm.schedules.cortex_m.lookup_dense import TABLE_DTYPES
+from tbn_tvm.schedules.cortex_m import tables as lookup
 from tbn_tvm.schedules.kernel import Config, Kernel
 from tbn_tvm.schedules.layouts import sign_rows, taps_first
 from tbn_tvm.schedules.reference import SCHEDULED
@@ -159,7 +159,7 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
     height, width = plan.inputs
     reach, columns = plan.reach[0], plan.width
     (out_h, out_w), (step_h, step_w) = plan.outputs, plan.strides
-    table_dtype, sum_dtype = TABLE_DTYPES[workload.dtype]
+    table_dtype, sum_dtype = lookup.dtypes(workload.dtype)
     row_floats = columns * tables * ENTRIES
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         x = T.arg("x", T.Buffer((1, groups * channels, *workload.extents), workload.dtype))
@@ -178,14 +178,13 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
 
         def clear(start, count):
             with T.serial(0, count) as i:
-                put(tir.const(0, table_dtype), start + i)
+                put(lookup.zero(workload.dtype), start + i)
 
         def tabulate(group, row, column, at):
             """The tables of a pixel."""
             with T.serial(0, tables) as table:
                 first = group * channels + table * TABLE_COLUMNS
-                values = T.alloc_buffer((TABLE_COLUMNS,), sum_dtype)
-                sums = T.alloc_buffer((8,), sum_dtype)
+                values = []
                 for c in range(TABLE_COLUMNS):
                     value = image[first + c, row, column]
                     if sum_dtype == "int32":
@@ -193,17 +192,8 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
                     if channels % TABLE_COLUMNS:
                         inside = table * TABLE_COLUMNS + c < channels
                         value = tir.if_then_else(inside, value, tir.const(0, sum_dtype))
-                    T.buffer_store(values, value, [c])
-                # Sums of channels {0, 1} and of {2, 3}; an entry is one of each.
-                for half in range(2):
-                    a, b = values[2 * half], values[2 * half + 1]
-                    T.buffer_store(sums, a + b, [4 * half + 3])
-                    T.buffer_store(sums, a - b, [4 * half + 1])
-                    T.buffer_store(sums, b - a, [4 * half + 2])
-                    T.buffer_store(sums, -(a + b), [4 * half])
-                for entry in range(ENTRIES):
-                    value = sums[entry % 4] + sums[4 + entry // 4]
-                    put(value.astype(table_dtype), at + table * ENTRIES + entry)
+                    values.append(value)
+                lookup.fill(ring, at + table * ENTRIES, values, workload.dtype)
 
         before, after = plan.before[1], max(columns - plan.before[1] - width, 0)
         pixels = min(width, columns - before)
@@ -230,7 +220,8 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
             """A filter's dot product with a window."""
             total = T.alloc_buffer((1,), sum_dtype)
             word = T.alloc_buffer((1,), "uint32")
-            T.buffer_store(total, tir.const(0, sum_dtype), [0])
+            lookups = plan.kernel[0] * plan.runs * plan.run_tables
+            T.buffer_store(total, lookup.start(workload.dtype, lookups), [0])
             with T.serial(0, plan.kernel[0]) as tap:
                 ring_row = (row * step_h + tap * plan.dilation[0]) % reach
                 with T.serial(0, plan.runs) as run:
@@ -243,11 +234,9 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
 
                     def look_up(at, count):
                         T.buffer_store(word, words[group, filter_, tap, run, at], [0])
-                        for t in range(count):
-                            nibble = tir.bitwise_and(word[0] >> T.uint32(4 * t), T.uint32(15))
-                            offset = (at * WORD_TABLES + t) * ENTRIES
-                            entry = near[offset + nibble.astype("int32")]
-                            T.buffer_store(total, total[0] + entry.astype(sum_dtype), [0])
+                        first = at * WORD_TABLES * ENTRIES
+                        for entry in lookup.looked_up(near, word[0], count, workload.dtype, first):
+                            T.buffer_store(total, total[0] + entry, [0])
 
                     full, rest = divmod(plan.run_tables, WORD_TABLES)
                     if full:

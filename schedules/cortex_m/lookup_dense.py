@@ -62,34 +62,25 @@ class LookupDense(Kernel):
         return column_words(signs)
 
     def prim_func(self, workload: Workload, configs: tuple[Config, ...]) -> tir.PrimFunc:
-        return prim_func(workload.product, workload.dtype, workload.zero_point)
+        return prim_func(workload.product)
 
 
-TABLE_DTYPES = {"float32": ("float32", "float32"), "int8": ("int16", "int32")}
-"""Dtypes of tables and of sums for each dtype of activations: four int8 less their zero point sum
-to ten bits and a sign."""
-
-
-def prim_func(product: Product, dtype: str = "float32", zero_point: int = 0) -> tir.PrimFunc:
+def prim_func(product: Product) -> tir.PrimFunc:
     """The scheduled kernel ``(x, words, dots)``.
 
-    ``x`` is float32 or int8 ``(1, n)``, ``words`` as :func:`column_words` makes them, ``dots``
-    float32 or int32 ``(1, unique_rows, 1)``. Its tables take 512 bytes of scratch, or 256.
+    ``x`` is float32 ``(1, n)``, ``words`` as :func:`column_words` makes them, ``dots`` float32
+    ``(1, unique_rows, 1)``. Its tables take 512 bytes of scratch.
     """
-    table_dtype, sum_dtype = TABLE_DTYPES[dtype]
     rows, columns = product.unique_rows, product.geometry.n
     words = -(-columns // WORD_COLUMNS)
-    x = te.placeholder((1, columns), dtype, "x")
+    x = te.placeholder((1, columns), "float32", "x")
     signs = te.placeholder((words, rows), "uint32", "words")
 
     def taken(word, table, column):
         position = word * WORD_COLUMNS + table * TABLE_COLUMNS + column
-        value = x(0, position)
-        if dtype != "float32":
-            value = value.astype("int32") - tir.const(zero_point, "int32")
         if columns % WORD_COLUMNS == 0:
-            return value
-        return tir.if_then_else(position < columns, value, tir.const(0, str(value.ty.dtype)))
+            return x(0, position)
+        return tir.if_then_else(position < columns, x(0, position), tir.const(0, "float32"))
 
     values = te.compute((words, WORD_TABLES, TABLE_COLUMNS), taken, "values")
     # Sums of columns {0, 1} and of {2, 3}; a table entry is one of each.
@@ -98,16 +89,14 @@ def prim_func(product: Product, dtype: str = "float32", zero_point: int = 0) -> 
     high = te.compute(pairs, lambda w, t, pattern: _signed_pair(values, w, t, 2, pattern), "high")
     table = te.compute(
         (words, WORD_TABLES, 16),
-        lambda w, t, pattern: (low(w, t, pattern % 4) + high(w, t, pattern // 4)).astype(
-            table_dtype
-        ),
+        lambda w, t, pattern: low(w, t, pattern % 4) + high(w, t, pattern // 4),
         "table",
     )
     word = te.reduce_axis((0, words), "word")
 
     def looked_up(index, row):
         nibble = tir.bitwise_and(signs(word, row) >> tir.const(4 * index, "uint32"), 15)
-        return table(word, index, nibble.astype("int32")).astype(sum_dtype)
+        return table(word, index, nibble.astype("int32"))
 
     dots = te.compute(
         (1, rows, 1),

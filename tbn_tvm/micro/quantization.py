@@ -87,7 +87,14 @@ class Calibration:
         target = tvm.target.Target({"kind": "c"})
         phase = phase or pipeline.cortex_m_phases(target)[0]
         signature = model.signature
-        arrays = signature.bind((), self.samples)
+        # Any number of samples, also for a model of one.
+        free = replace(
+            signature,
+            inputs=tuple(
+                replace(spec, shape=("samples", *spec.shape[1:])) for spec in signature.inputs
+            ),
+        )
+        arrays = free.bind((), self.samples)
         wrong = [spec for spec in signature.inputs if spec.dtype != "float32"]
         if wrong:
             raise UsageError(f"{wrong[0]}: int8 activations need float32 inputs")
