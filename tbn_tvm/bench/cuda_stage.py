@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import contextlib
 import functools
 import json
 import os
@@ -23,7 +22,7 @@ import torch
 from tbn_tvm.bench import cuda, cuda_cases, cuda_check, cuda_search, cuda_vit
 from tbn_tvm.bench.cuda_build import Builder, Built, Loader, request_of, target_of
 from tbn_tvm.bench.cuda_journal import Journal
-from tbn_tvm.errors import UsageError
+from tbn_tvm.errors import TbnError, UsageError
 
 AGAIN = 75
 """Exit status that asks for another process: this one's GPU context is lost."""
@@ -395,8 +394,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="no GPU: build and emulate")
     args = parser.parse_args(argv)
     stage = Stage(args.stage, args)
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         STAGES[args.stage](stage)
+    except KeyboardInterrupt:
+        return 130
+    except TbnError as error:
+        say(f"{args.stage}: {error}")
+        return 1
     return 0
 
 
