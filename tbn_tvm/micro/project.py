@@ -34,7 +34,7 @@ MAX_TENSORS = 60
 SERVER_FLASH_BYTES = 2_048
 """What server, drivers and start-up take at least."""
 
-SERVER_RAM_BYTES = 544
+SERVER_RAM_BYTES = 560
 """Static data of server, drivers and start-up."""
 
 _DEVICE = Path(__file__).resolve().parent / "device"
