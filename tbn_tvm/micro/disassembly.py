@@ -175,7 +175,7 @@ def disassemble(elf: Path) -> Iterator[Instruction]:
 
 
 _SYMBOL = re.compile(r"[0-9a-f]+ <(.+)>:")
-_CODE = re.compile(r"\s*([0-9a-f]+):\t([0-9a-f]{4}(?: [0-9a-f]{4})?) *\t([^.\t]\S*|)\t?([^@;]*)")
+_CODE = re.compile(r"\s*([0-9a-f]+):\t([0-9a-f]{4}(?: [0-9a-f]{4})?) *\t(?!\.)(\S*)\t?([^@;]*)")
 
 
 def _parse(text: str) -> Iterator[Instruction]:
