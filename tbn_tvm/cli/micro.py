@@ -54,10 +54,15 @@ def run_boards(args: argparse.Namespace) -> int:
                     {
                         "name": board.name,
                         "core": board.core,
+                        "architecture": board.architecture,
+                        "fpu": board.fpu,
+                        "dsp": "dsp" in board.features,
+                        "mve": "mve" in board.features,
                         "flash_bytes": board.flash_bytes,
                         "ram_bytes": board.ram_bytes,
                         "clock_hz": board.clock_hz,
                         "emulator_machine": board.emulator_machine,
+                        "pyocd_target": board.pyocd_target,
                         "description": board.description,
                     }
                     for board in boards
@@ -67,8 +72,20 @@ def run_boards(args: argparse.Namespace) -> int:
         return 0
     print_table(
         "boards",
-        ("name", "core", "flash, bytes", "RAM, bytes", "description"),
-        [(b.name, b.core, b.flash_bytes, b.ram_bytes, b.description) for b in boards],
+        ("name", "core", "FPU", "DSP", "MVE", "flash, bytes", "RAM, bytes", "clock, MHz"),
+        [
+            (
+                board.name,
+                board.core,
+                board.fpu,
+                "dsp" in board.features,
+                "mve" in board.features,
+                board.flash_bytes,
+                board.ram_bytes,
+                board.clock_hz // 10**6,
+            )
+            for board in boards
+        ],
     )
     return 0
 
