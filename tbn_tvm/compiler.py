@@ -234,6 +234,7 @@ def compile(
     max_batch: int | None = None,
     cuda_graph: bool = False,
     calibration: Calibration | None = None,
+    records: str | os.PathLike | None = None,
 ) -> Artifact | Project:
     """Compile a model.
 
@@ -259,6 +260,9 @@ def compile(
         Launch kernels as a CUDA graph; only for cuda and fixed shapes.
     calibration : tbn_tvm.micro.quantization.Calibration, optional
         Samples from which int8 activations get their scales; only for boards.
+    records : path, optional
+        A folder of ``tbn-tvm tune``: its measured configurations of kernels go before the shipped
+        ones, which go before the kernels' rules.
 
     Returns
     -------
@@ -278,12 +282,10 @@ def compile(
         model = import_model(model, name=name, dump_ir=dump_ir)
     tell("lowering")
     if isinstance(resolved, dict):
-        return _compile_for_tvm(model, resolved, options, _as_path(dump_ir), tell)
+        return _compile_for_tvm(model, resolved, options, _as_path(dump_ir), records, tell)
     from tbn_tvm.micro.project import create_project
 
-    return create_project(
-        model, resolved, dump_ir=_as_path(dump_ir), calibration=calibration
-    )
+    return create_project(model, resolved, dump_ir=_as_path(dump_ir), calibration=calibration)
 
 
 def resolve_target(target: str | dict):
@@ -338,17 +340,20 @@ def resolve_target(target: str | dict):
 
 
 def _compile_for_tvm(
-    model: Imported, target: dict, options: Options, dump_ir: Path | None, tell
+    model: Imported, target: dict, options: Options, dump_ir: Path | None, records, tell
 ) -> Artifact:
-
     from tbn_tvm import pipeline
     from tbn_tvm.memory import plan_memory
     from tbn_tvm.relay_passes.lift_constants import lift_constants
     from tbn_tvm.runtime import Artifact
+    from tbn_tvm.schedules.records import Records
+    from tbn_tvm.schedules.records.report import used_kernels
 
     model = options.applied(model)
     tvm_target = _tvm_target(target)
-    mod = pipeline.run(model.mod, pipeline.host_phases(tvm_target), tvm_target, dump_ir)
+    phases = pipeline.host_phases(tvm_target, records=Records.load(tvm_target, records))
+    mod = pipeline.run(model.mod, phases, tvm_target, dump_ir)
+    kernels = used_kernels(mod)
     mod, constants = lift_constants(mod)
     mod = pipeline.run(mod, pipeline.plan_phases(), tvm_target, dump_ir)
     memory = plan_memory(
@@ -376,6 +381,7 @@ def _compile_for_tvm(
             for reference, source in sources.items()
         },
         source="\n".join(sources.values()),
+        kernels=kernels,
     )
 
 
@@ -529,6 +535,9 @@ def _cuda_target(arch: str | None) -> dict:
     """The target of an architecture; where none is given, of the device present, or the default."""
     if arch is None:
         arch = cuda.device_arch() or cuda.DEFAULT_ARCH
+    if arch == "sm_90":
+        # Hopper is the only chip of this number, and its best instructions go by the suffix.
+        arch = "sm_90a"
     return {"kind": "cuda", "arch": cuda.check_arch(str(arch))}
 
 

@@ -40,10 +40,10 @@ def dispatch() -> list[tvm.transform.Pass]:
     return [relax.backend.DispatchSampling(), relax.backend.DispatchSortScan()]
 
 
-def lower(target: tvm.target.Target) -> list[tvm.transform.Pass]:
+def lower(target: tvm.target.Target, records=None) -> list[tvm.transform.Pass]:
     """Phase 3: operators become loops; activations fuse into the kernels that feed them."""
     return [
-        relay_passes.LowerTiledProducts(target),
+        relay_passes.LowerTiledProducts(target, records),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
@@ -55,10 +55,10 @@ def lower(target: tvm.target.Target) -> list[tvm.transform.Pass]:
     ]
 
 
-def lower_gpu(target: tvm.target.Target) -> list[tvm.transform.Pass]:
+def lower_gpu(target: tvm.target.Target, records=None) -> list[tvm.transform.Pass]:
     """Phase 3 for GPUs: every kernel leaves it bound to blocks and threads."""
     return [
-        relay_passes.LowerTiledProducts(target),
+        relay_passes.LowerTiledProducts(target, records),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
@@ -116,7 +116,7 @@ def frontend_phases() -> list[Phase]:
     return [("1_recognise", recognise())]
 
 
-def host_phases(target: tvm.target.Target, batch: int | None = None) -> list[Phase]:
+def host_phases(target: tvm.target.Target, batch: int | None = None, records=None) -> list[Phase]:
     """For TVM's own run time, up to where constants are lifted.
 
     Parameters
@@ -125,9 +125,11 @@ def host_phases(target: tvm.target.Target, batch: int | None = None) -> list[Pha
         A CPU or a CUDA device.
     batch : int, optional
         What a symbolic batch is fixed to.
+    records : tbn_tvm.schedules.records.Records, optional
+        Measured configurations of kernels.
     """
     bind = [] if batch is None else [relay_passes.BindBatch(batch)]
-    lowered = lower_gpu(target) if target.kind.name == "cuda" else lower(target)
+    lowered = (lower_gpu if target.kind.name == "cuda" else lower)(target, records)
     return [("2_simplify", [*bind, *simplify()]), ("3_lower", [*dispatch(), *lowered])]
 
 

@@ -66,6 +66,9 @@ class Artifact:
         Compiled kernels of a GPU, by what the library calls them.
     source : str
         Source of the kernels of an artifact just compiled for a GPU; it is not saved.
+    kernels : list of dict
+        Of an artifact just compiled: the kernels of its tiled layers, their configurations and
+        where those come from, as :func:`tbn_tvm.schedules.records.report.used_kernels`.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Artifact:
     max_batch: int | None = None
     device_code: dict[str, bytes] = field(repr=False, default_factory=dict)
     source: str = field(repr=False, default="")
+    kernels: list[dict] = field(repr=False, default_factory=list)
     _entry = None
     _meter = None
 

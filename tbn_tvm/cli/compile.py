@@ -49,6 +49,28 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         choices=["cuda"],
         help="write the CUDA source beside the artifact, as NAME.cu (nvcc is needed as ever)",
     )
+    parser.add_argument(
+        "--records",
+        metavar="DIR",
+        help="measured kernel configurations of tbn-tvm tune, before the shipped ones",
+    )
+    parser.add_argument(
+        "--activations",
+        choices=["float32", "int8"],
+        default="float32",
+        help="what layers hand to one another on a board (int8 needs --calibration)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help=".npz or .npy with samples of the inputs, from which int8 scales are chosen",
+    )
+    parser.add_argument(
+        "--quantization",
+        choices=["affine", "symmetric"],
+        default="affine",
+        help="where the zero of int8 tensors lies",
+    )
     parser.add_argument("-o", "--output", metavar="PATH", help="artifact file, or project folder")
     parser.add_argument("--name", help="the model's name in generated C")
     parser.add_argument("--dump-ir", metavar="DIR", help="write the IR after each phase")
@@ -71,11 +93,23 @@ def run(args: argparse.Namespace) -> int:
     if args.emit and Path(args.output or "").suffix == ".cu":
         raise UsageError(f"-o {args.output}: --emit cuda writes the source there; another suffix")
     _check_output(args.output, is_file)
+    if args.records and not Path(args.records).is_dir():
+        raise UsageError(f"--records {args.records}: no such folder; tbn-tvm tune writes one")
+    if (args.activations == "int8") != bool(args.calibration):
+        raise UsageError("--activations int8 and --calibration FILE belong together")
+    if args.calibration and is_file:
+        raise UsageError(f"--activations int8 is for boards, not for {args.target}")
     tell = _progress() if not args.json else None
+    model, calibration = args.model, None
+    if args.calibration:
+        model = compiler.import_model(args.model, name=name, dump_ir=args.dump_ir)
+        calibration = _calibration(args, model)
     compiled = compiler.compile(
-        args.model,
+        model,
         target if is_file else args.target,
         name=name,
+        calibration=calibration,
+        records=args.records,
         dump_ir=args.dump_ir,
         progress=tell,
         batch=args.batch,
@@ -91,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
             "library_bytes": len(compiled.library),
             "constant_bytes": sum(array.nbytes for array in compiled.constants),
             "memory": compiled.memory,
+            "kernels": compiled.kernels,
             **compiled.signature.to_dict(),
             "layers": compiled.layers,
         }
@@ -98,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
             ("artifact", str(path)),
             ("library, bytes", report["library_bytes"]),
             *_memory_rows(compiled),
+            *_kernel_rows(compiled.kernels),
         ]
         if compiled.device_code:
             report["device_code_bytes"] = sum(map(len, compiled.device_code.values()))
@@ -126,6 +162,28 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_table(f"{name} for {args.target}", ("", ""), lines)
     return 0
+
+
+def _calibration(args: argparse.Namespace, model):
+    """The samples that int8 scales are chosen from."""
+    from tbn_tvm.cli.output import load_inputs
+    from tbn_tvm.micro.quantization import Calibration
+    from tbn_tvm.quantize import Scheme
+
+    arrays, _labels = load_inputs(args.calibration, model.signature)
+    return Calibration(arrays, Scheme(args.quantization))
+
+
+def _kernel_rows(kernels: list[dict]) -> list[tuple]:
+    """Kernels of tiled layers with the sources of their configurations, equal ones together."""
+    counts: dict[tuple, int] = {}
+    for kernel in kernels:
+        key = kernel["kernel"], ", ".join(dict.fromkeys(kernel["sources"]))
+        counts[key] = counts.get(key, 0) + 1
+    return [
+        (f"layers by {kernel}", f"{count} (configured by {sources})")
+        for (kernel, sources), count in counts.items()
+    ]
 
 
 def _architecture(asked: str, arch: str) -> str:
