@@ -228,6 +228,8 @@ class Run:
         finally:
             self.close()
         found = self.write()
+        if "bench" in names:
+            self.plot()
         table = _plan(found) if self.args.dry_run else report.tables(found)
         report.write(self.out / "table.txt", table + "\n")
         print(table, flush=True)
@@ -236,6 +238,20 @@ class Run:
         if self.args.dry_run:
             return int(failed or not whole)
         return int(not any(stage["done"] for n, stage in found["stages"].items() if n != "info"))
+
+    def plot(self) -> None:
+        """Speed-up against batch, where Matplotlib is installed."""
+        script = (
+            "import json, sys; from tbn_tvm.bench import cuda_plot; "
+            "found = json.load(open(sys.argv[1])); "
+            "cuda_plot.draw(cuda_plot.points_of(found['stages']['bench']['results']), "
+            "sys.argv[2], found.get('machine', {}).get('gpu') or '')"
+        )
+        files = [str(self.out / "results.json"), str(self.out / "speed-up.png")]
+        command = [sys.executable, "-c", script, *files]
+        done = subprocess.run(command, env=self.env, cwd=self.work, capture_output=True, text=True)
+        if done.returncode:
+            self.tell(f"   no plot: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
 
     def close(self) -> None:
         """End what still runs, and remove the scratch folder unless it was asked for."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from tbn_tvm.bench.cuda_build import Builder, Built, Loader, full_arch, request_of
 from tbn_tvm.bench.cuda_cases import Case
 from tbn_tvm.bench.cuda_timing import Ceilings, Replay, Time
-from tbn_tvm.errors import DeviceError, TbnError
+from tbn_tvm.errors import DeviceError, TbnError, ToolError
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,17 @@ def _submitted(cases, builder: Builder, arch: str, records) -> Iterator[tuple[Ca
     """Each case with a function that waits until its kernel is built."""
     for case in cases:
         try:
-            yield case, builder.submit(request_of(case, arch, records)).result
+            future = builder.submit(request_of(case, arch, records))
+            yield case, functools.partial(_built, future)
         except TbnError as error:
             yield case, functools.partial(_raise, error)
+
+
+def _built(future) -> Built:
+    try:
+        return future.result()
+    except (TimeoutError, ChildProcessError) as error:
+        raise ToolError(f"the kernel could not be built: {error or 'out of time'}") from None
 
 
 def _raise(error: Exception):

@@ -44,6 +44,7 @@ class Stage:
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name, self.out, self.small = name, Path(args.out), args.small
+        self.out.mkdir(parents=True, exist_ok=True)
         self.kernels = Path(args.kernels)
         self.dry, self.workers = args.dry_run, args.workers
         self.ends = time.monotonic() + args.seconds
