@@ -1,4 +1,5 @@
-/* A 64-bit tick counter from TIMER0, 32 bits at 16 MHz: the chip has no SysTick (nRF51 RM, 18). */
+/* A 64-bit tick counter from TIMER0, 32 bits at 16 MHz: the chip has no SysTick (nRF51 RM,
+ * TIMER). */
 #include "tbn_board.h"
 
 #define TIMER0(offset) (*(volatile uint32_t *)(0x40008000u + (offset)))

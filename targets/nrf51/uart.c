@@ -1,4 +1,4 @@
-/* UART of the nRF51, 115200 baud, 8N1, no flow control (nRF51 RM v3.0, 29). */
+/* UART of the nRF51, 115200 baud, 8N1, no flow control (nRF51 RM v3.0, UART). */
 #include "tbn_board.h"
 
 #define CLOCK(offset) (*(volatile uint32_t *)(0x40000000u + (offset)))
@@ -28,13 +28,13 @@
 
 void tbn_uart_init(void)
 {
-  /* The crystal oscillator: the RC oscillator is too inexact for a UART (RM, 13.1). */
+  /* The crystal oscillator: the RC oscillator is too inexact for a UART (RM, CLOCK). */
   EVENTS_HFCLKSTARTED = 0u;
   TASKS_HFCLKSTART = 1u;
   while (EVENTS_HFCLKSTARTED == 0u) {
   }
   OUTSET = 1u << TBN_UART_TX_PIN;
-  PIN_CNF(TBN_UART_TX_PIN) = 3u;   /* output, input buffer off (RM, 14.2.7) */
+  PIN_CNF(TBN_UART_TX_PIN) = 3u;   /* output, input buffer off (RM, GPIO) */
   PIN_CNF(TBN_UART_RX_PIN) = 0xCu; /* input, pulled up */
   PSELTXD = TBN_UART_TX_PIN;
   PSELRXD = TBN_UART_RX_PIN;
@@ -52,7 +52,7 @@ uint8_t tbn_uart_read(void)
 {
   while (EVENTS_RXDRDY == 0u) {
   }
-  EVENTS_RXDRDY = 0u; /* before the read, which lets the next byte raise it (RM, 29.5) */
+  EVENTS_RXDRDY = 0u; /* before the read, which lets the next byte raise it (RM, UART: reception) */
   return (uint8_t)RXD;
 }
 

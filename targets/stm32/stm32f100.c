@@ -15,7 +15,7 @@
 #define SW_PLL 2u
 #define SWS(cfgr) ((cfgr) >> 2 & 3u)
 
-/* Far beyond the PLL's lock time of 200 us (DS5944, 5.3.8). */
+/* Far beyond the PLL's lock time of 200 us (datasheet, PLL characteristics). */
 #define ATTEMPTS 10000u
 
 /* HSI / 2 * 6 = 24 MHz. Where the PLL does not lock, as in QEMU, which has none, the chip stays at

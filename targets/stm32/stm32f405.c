@@ -20,14 +20,15 @@
 #define SW_PLL 2u
 #define SWS(cfgr) ((cfgr) >> 2 & 3u)
 
-/* Far beyond the PLL's lock time of 300 us (DS8626, 5.3.11). */
+/* Far beyond the PLL's lock time of 300 us (DS8626, main PLL characteristics). */
 #define ATTEMPTS 10000u
 
-/* HSI / 8 * 168 / 2 = 168 MHz. Where the PLL does not lock, as in QEMU, which has none, the chip stays
- * at HSI's 16 MHz. */
+/* HSI / 8 * 168 / 2 = 168 MHz. Where the PLL does not lock, as in QEMU, which has none, the chip
+ * stays at HSI's 16 MHz. */
 static uint32_t start_clock(void)
 {
-  RCC_PLLCFGR = 7u << 24 | 0u << 16 | 168u << 6 | 8u; /* Q 7, P 2, N 168, M 8; source HSI */
+  /* Q 7, P 2, N 168, M 8; source HSI. Reserved bits stay. */
+  RCC_PLLCFGR = (RCC_PLLCFGR & 0xF0BC8000u) | 7u << 24 | 168u << 6 | 8u;
   RCC_CR |= PLLON;
   for (uint32_t i = 0; i < ATTEMPTS; ++i) {
     if ((RCC_CR & PLLRDY) == 0u) continue;
@@ -48,9 +49,9 @@ uint32_t stm32_start(void)
   uint32_t clock = start_clock();
   RCC_AHB1ENR |= 1u << 0; /* GPIOA */
   RCC_APB2ENR |= 1u << 4; /* USART1 */
-  (void)RCC_APB2ENR;      /* two cycles until a peripheral that was off answers (7.2.11) */
-  GPIOA_PUPDR = (GPIOA_PUPDR & ~(3u << 20)) | 1u << 20;         /* PA10 pulled up */
-  GPIOA_AFRH = (GPIOA_AFRH & ~0xFF0u) | 0x770u;                 /* both: function 7, USART1 */
-  GPIOA_MODER = (GPIOA_MODER & ~(0xFu << 18)) | 0xAu << 18;     /* both: alternate function */
+  (void)RCC_APB2ENR;      /* two cycles until a peripheral that was off answers (ES0182) */
+  GPIOA_PUPDR = (GPIOA_PUPDR & ~(3u << 20)) | 1u << 20;     /* PA10 pulled up */
+  GPIOA_AFRH = (GPIOA_AFRH & ~0xFF0u) | 0x770u;             /* both: function 7, USART1 */
+  GPIOA_MODER = (GPIOA_MODER & ~(0xFu << 18)) | 0xAu << 18; /* both: alternate function */
   return clock;
 }

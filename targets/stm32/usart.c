@@ -1,4 +1,4 @@
-/* USART1, 115200 baud, 8N1: the same registers in the STM32F1 (RM0041, 23.6) and F4 (RM0090, 30.6). */
+/* USART1, 115200 baud, 8N1: the registers of the STM32F1 (RM0041, 23.6) and F4 (RM0090, 30.6). */
 #include "stm32.h"
 #include "tbn_board.h"
 
