@@ -21,6 +21,16 @@ else:
 
 FOLDER = Path(__file__).resolve().parent
 
+ARCHITECTURES = (
+    "armv6-m",
+    "armv7-m",
+    "armv7e-m",
+    "armv8-m.base",
+    "armv8-m.main",
+    "armv8.1-m.main",
+)
+"""What a core can implement, as compilers call it."""
+
 FPUS = ("none", "single", "double")
 """What a core's floating-point unit can be."""
 
@@ -147,7 +157,7 @@ def load_board(name: str) -> Board:
         name=name,
         description=entry("description", str),
         core=entry("core.name", str),
-        architecture=entry("core.architecture", str),
+        architecture=one_of("core.architecture", ARCHITECTURES),
         fpu=fpu,
         features=frozenset(name for name, has in features.items() if has),
         cpu_flags=tuple(strings("core.flags")),

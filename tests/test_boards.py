@@ -133,6 +133,7 @@ def test_a_missing_entry_is_named(folder, line, entry):
         ("timer_hz = 25_000_000", "timer_hz = 0", "timer_hz' is 0: expected more than 0"),
         ("ram_bytes = 4_194_304", "ram_bytes = -1", "ram_bytes' is -1: expected more than 0"),
         ('fpu = "single"', 'fpu = "half"', "fpu' is 'half': expected one of none, single, double"),
+        ("armv7e-m", "armv7e", "architecture' is 'armv7e': expected one of armv6-m, armv7-m"),
         ("dsp = true", 'dsp = "yes"', "dsp' is 'yes': expected bool"),
         ('name = "Cortex-M4F"', "name = 4", "'core.name' is 4: expected str"),
         ('sources = ["', 'sources = [7, "', "'sources' is .7, .*: expected a list of str"),

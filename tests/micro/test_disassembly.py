@@ -7,18 +7,18 @@ import pytest
 
 from tbn_tvm.errors import ToolError
 from tbn_tvm.micro.disassembly import check_firmware, disassemble
-from tbn_tvm.targets import board_names, load_board
+from tbn_tvm.targets import ARCHITECTURES, board_names, load_board
 
 pytestmark = pytest.mark.skipif(
     shutil.which("arm-none-eabi-as") is None, reason="arm-none-eabi-as not installed"
 )
 
-ARCHITECTURE = ["armv6-m", "armv7-m", "armv7e-m", "armv8-m.main", "armv8.1-m.main"]
-
 
 def since(architecture):
     """Whether a board's core is of this architecture or a later one."""
-    return lambda board: ARCHITECTURE.index(board.architecture) >= ARCHITECTURE.index(architecture)
+    return lambda board: (
+        ARCHITECTURES.index(board.architecture) >= ARCHITECTURES.index(architecture)
+    )
 
 
 def has(feature):
