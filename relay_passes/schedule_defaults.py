@@ -62,6 +62,9 @@ def _schedule(func: tir.PrimFunc, threads: bool) -> tir.PrimFunc:
             period = _period(sch, block)
             if period is not None:
                 sch.split(loops[-1], [None, period])
+            elif len(loops) > 3 and _reads_tails_in_order(sch, block):
+                # One long loop, which vectorises whatever the width of an image.
+                sch.fuse(*loops[2:])
             if shared:
                 sch.parallel(sch.fuse(*loops[: min(2, len(loops) - 1)]))
     return sch.mod["main"].with_attrs(func.attrs) if func.attrs else sch.mod["main"]
@@ -94,6 +97,23 @@ def _period(sch: s_tir.Schedule, block) -> int | None:
         return None
     (period,) = found
     return period if 1 < period < int(extent) and int(extent) % period == 0 else None
+
+
+def _reads_tails_in_order(sch: s_tir.Schedule, block) -> bool:
+    """Whether all axes but the first two index whatever is read just as they do the output."""
+    block = sch.get(block)
+    tail = [axis.var for axis in block.iter_vars[2:]]
+    for read in block.reads:
+        indices = [axis.min for axis in read.region]
+        last = indices[-len(tail) :]
+        if len(last) == len(tail) and all(
+            index.same_as(var) for index, var in zip(last, tail, strict=True)
+        ):
+            indices = indices[: -len(tail)]
+        used = {var for index in indices for var in tir.analysis.undefined_vars(index, [])}
+        if any(var.same_as(other) for var in tail for other in used):
+            return False
+    return True
 
 
 def _reduces(sch: s_tir.Schedule, block) -> bool:

@@ -175,13 +175,13 @@ def test_large_elementwise_stages_are_shared_between_threads_where_there_are_thr
     class Expected:
         @T.prim_func(s_tir=True)
         def main(x: T.Buffer((256, 256), "float32"), y: T.Buffer((256, 256), "float32")):
-            for fused in T.parallel(65536):
-                with T.sblock("relu"):
-                    vi = T.axis.spatial(256, fused // 256)
-                    vj = T.axis.spatial(256, fused % 256)
-                    T.reads(x[vi, vj])
-                    T.writes(y[vi, vj])
-                    y[vi, vj] = T.max(x[vi, vj], T.float32(0))
+            for i in T.parallel(256):
+                for j in range(256):  # whole, so that it vectorises
+                    with T.sblock("relu"):
+                        vi, vj = T.axis.remap("SS", [i, j])
+                        T.reads(x[vi, vj])
+                        T.writes(y[vi, vj])
+                        y[vi, vj] = T.max(x[vi, vj], T.float32(0))
 
     tvm.ir.assert_structural_equal(ScheduleDefaults(threads=True)(Before), Expected)
     tvm.ir.assert_structural_equal(ScheduleDefaults()(Before), Before)

@@ -51,3 +51,16 @@ def test_the_innermost_loop_is_one_period_of_the_unique_rows():
 def test_bare_metal_keeps_its_loops():
     mod, _ = scheduled(100, 8, 4, 1, threads=False)
     assert "T.grid(1, 100)" in mod.script()
+
+
+def test_an_images_axes_become_one_loop_unless_something_else_is_read():
+    x = te.placeholder((tir.Var("batch", "int64"), 3, 5, 7), "float32", "x")
+    same = te.compute(x.shape, lambda b, c, i, j: x[b, 2 - c, i, j] + 1.0)
+    turned = te.compute(x.shape, lambda b, c, i, j: x[b, c, 4 - i, j])
+    texts = []
+    for y in (same, turned):
+        func = te.create_prim_func([x, y]).with_attr("global_symbol", "main")
+        mod = relay_passes.ScheduleDefaults(threads=True)(tvm.IRModule({"main": func}))
+        texts.append(mod.script())
+    assert "T.grid(batch, 3, 35)" in texts[0]
+    assert "T.grid(batch, 3, 5, 7)" in texts[1]
