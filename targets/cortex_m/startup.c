@@ -3,7 +3,11 @@
 
 #include "tbn_board.h"
 
-extern uint32_t __data_load, __data_start, __data_end, __bss_start, __bss_end, __stack_top;
+extern uint32_t __data_load, __data_start, __data_end, __bss_start, __bss_end;
+extern uint32_t __stack_limit, __stack_top;
+
+/* What the stack holds where nothing was ever pushed. */
+#define UNUSED_STACK 0xB1A5ED57u
 
 int main(void);
 void Reset_Handler(void);
@@ -17,12 +21,23 @@ void Reset_Handler(void)
   *(volatile uint32_t *)0xE000ED88u |= 0xFu << 20;
   __asm volatile("dsb\n\tisb");
 #endif
+  uint32_t *sp;
+  __asm volatile("mov %0, sp" : "=r"(sp));
+  /* Volatile: a call of memset would lie in what it fills. */
+  for (volatile uint32_t *to = &__stack_limit; to < sp;) *to++ = UNUSED_STACK;
   const uint32_t *from = &__data_load;
   for (uint32_t *to = &__data_start; to < &__data_end;) *to++ = *from++;
   for (uint32_t *to = &__bss_start; to < &__bss_end;) *to++ = 0u;
   (void)main();
   for (;;) {
   }
+}
+
+uint32_t tbn_stack_used(void)
+{
+  const uint32_t *at = &__stack_limit;
+  while (at < &__stack_top && *at == UNUSED_STACK) at++;
+  return (uint32_t)((uintptr_t)&__stack_top - (uintptr_t)at);
 }
 
 /* Hands the stacked registers {r0-r3, r12, lr, pc, xpsr} to C; written for every core's subset. */

@@ -23,7 +23,7 @@ MAGIC = 0xA7
 HEADER = struct.Struct("<BBBH")
 CRC = struct.Struct("<I")
 MAX_PAYLOAD = 256
-VERSION = 1
+VERSION = 2
 
 
 class Kind(IntEnum):
@@ -33,6 +33,7 @@ class Kind(IntEnum):
     WRITE = 2
     RUN = 3
     READ = 4
+    STACK = 5
     FAULT = 0x7E
     ERROR = 0x7F
 
@@ -246,3 +247,11 @@ def read_output(link: Link, index: int, size: int, crc: int) -> bytes:
     if len(data) != size or zlib.crc32(data) != crc:
         raise DeviceError(f"output {index} does not match its CRC: memory changed after the run")
     return data
+
+
+def stack_used(link: Link) -> int:
+    """Bytes of stack that the device has used at most since its reset."""
+    payload = link.request(Kind.STACK)
+    if len(payload) != 4:
+        raise DeviceError(f"the device answered STACK with {len(payload)} bytes: expected 4")
+    return int.from_bytes(payload, "little")

@@ -26,10 +26,14 @@ class RunStatistics:
         Emulated instructions of each inference, to within one tick of the device's timer.
     retries : int
         Requests that had to be repeated.
+    stack_used : int
+        Bytes of stack that the firmware has used at most since its reset, from the pattern that
+        start-up fills the stack with.
     """
 
     instructions: tuple[int, ...]
     retries: int
+    stack_used: int = 0
 
 
 class Session:
@@ -126,7 +130,8 @@ class Session:
             ticks, outputs = self._infer(pieces)
             instructions.append(round(ticks * self.project.board.instructions_per_tick))
             rows.append(outputs)
-        self.statistics = RunStatistics(tuple(instructions), self._link.retries - before)
+        used = protocol.stack_used(self._link)
+        self.statistics = RunStatistics(tuple(instructions), self._link.retries - before, used)
         device = signature if scales is None else scales.on_device(signature)
         results = tuple(
             _joined(spec, [row[index] for row in rows]) for index, spec in enumerate(device.outputs)

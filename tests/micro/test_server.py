@@ -39,6 +39,7 @@ uint8_t tbn_uart_read(void)
   return (uint8_t)byte;
 }}
 void tbn_timer_start(void) {{}}
+uint32_t tbn_stack_used(void) {{ return 0x12345678u; }}
 uint64_t tbn_timer_ticks(void) {{ return (uint64_t)runs << 33; }}
 uint32_t tbn_model_inputs(void) {{ return 1u; }}
 uint32_t tbn_model_outputs(void) {{ return 1u; }}
@@ -152,6 +153,10 @@ def test_inferences_give_each_inputs_own_output(link):
 def test_ticks_are_64_bits(link):
     protocol.write_input(link, 0, data(0))
     assert protocol.run(link, [data(0)], 1, link.timeout)[0] == 1 << 33
+
+
+def test_the_device_tells_how_much_stack_it_used(link):
+    assert protocol.stack_used(link) == 0x12345678
 
 
 def test_a_repeated_run_is_answered_from_memory(link):

@@ -14,9 +14,9 @@
 #define MAGIC 0xA7u
 #define HEADER 5u /* magic, kind, sequence, length (two bytes, little endian) */
 #define MAX_PAYLOAD 256u
-#define VERSION 1u
+#define VERSION 2u
 
-enum { HELLO = 1, WRITE = 2, RUN = 3, READ = 4, REPLY = 0x80, FAULT = 0x7E, ERROR = 0x7F };
+enum { HELLO = 1, WRITE = 2, RUN = 3, READ = 4, STACK = 5, FAULT = 0x7E, ERROR = 0x7F, REPLY = 0x80 };
 enum { BAD_REQUEST = 1, BAD_RANGE = 2, BAD_INPUT = 3 };
 
 static uint8_t frame[HEADER + MAX_PAYLOAD + 4u];
@@ -150,6 +150,13 @@ static void read_output(uint8_t sequence, uint32_t size)
   send(READ | REPLY, sequence, count);
 }
 
+/* Reply: bytes of stack ever used (4 bytes). */
+static void stack(uint8_t sequence)
+{
+  put32(frame + HEADER, tbn_stack_used());
+  send(STACK | REPLY, sequence, 4u);
+}
+
 void tbn_fault(uint32_t pc, uint32_t lr, uint32_t status)
 {
   put32(frame + HEADER, pc);
@@ -170,6 +177,7 @@ int main(void)
       case WRITE: write_input(sequence, size); break;
       case RUN: run(sequence, size); break;
       case READ: read_output(sequence, size); break;
+      case STACK: stack(sequence); break;
       default: send_error(sequence, BAD_REQUEST); break;
     }
   }
