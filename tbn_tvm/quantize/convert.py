@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import tvm
@@ -178,9 +179,7 @@ class _Converter:
         )
         if fusable:
             # The operation before was given the range of what comes after: see _target.
-            clamp = _bounded(x, low, high)
-            fields = {**made.__dict__, "clamp": clamp}
-            self.operations[-1] = type(made)(**fields)
+            self.operations[-1] = replace(made, clamp=_bounded(x, low, high))
             self.names[var] = self.names[source]
             return
         out = self._target(var, wide=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -78,9 +79,13 @@ class TiledProduct(Operation):
     fixed: FixedPoint
     clamp: Clamp
 
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return _segment_rows(self.tile, self.product)
+
     def run(self, x: np.ndarray) -> np.ndarray:
         centred = x.astype(np.int64) - self.zero_point
-        rows = _segment_rows(self.tile, self.product)
+        rows = self._rows
         m, segments, n = rows.shape
         if self.window is None:
             dots = np.einsum("...n,msn->...ms", centred, rows)
