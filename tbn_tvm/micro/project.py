@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tbn_tvm.errors import ArtifactError, FitError, TbnError, UsageError
+from tbn_tvm.micro.folder import write_folder
 from tbn_tvm.micro.quantization import Quantization
 from tbn_tvm.runtime import content_hash
-from tbn_tvm.signature import Signature, TensorSpec
+from tbn_tvm.signature import Signature
 from tbn_tvm.targets import FOLDER as TARGETS
 from tbn_tvm.targets import Board, load_board
 
@@ -86,35 +85,8 @@ class Project:
         """
         folder = Path(folder)
         check_destination(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".tbn-"))
-        try:
-            made.chmod(0o755)
-            for name, data in {**self.files, METADATA: self._metadata()}.items():
-                path = made / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-            if folder.is_dir() and any(folder.iterdir()):
-                self._replace(folder, made)
-            else:
-                os.replace(made, folder)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-        return folder
-
-    def _replace(self, folder: Path, made: Path) -> None:
-        """Put the files of a new project in the place of an old one's; others stay.
-
-        The metadata goes last: a project that is interrupted here is told to be altered.
-        """
-        old = json.loads((folder / METADATA).read_text()).get("files", {})
-        for name in set(old) - set(self.files):
-            if ".." not in Path(name).parts and not Path(name).is_absolute():
-                (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "build", ignore_errors=True)
-        for name in [*self.files, METADATA]:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(made / name, folder / name)
+        files = {**self.files, METADATA: self._metadata()}
+        return write_folder(folder, files, METADATA, derived="build")
 
     def _metadata(self) -> bytes:
         fields = {
@@ -227,60 +199,18 @@ def create_project(
     TbnError
         For operators that have no bare-metal form.
     """
-    import tvm
-
-    from tbn_tvm import pipeline
     from tbn_tvm.compiler import versions
-    from tbn_tvm.micro.codegen import ModelSource
-    from tbn_tvm.micro.planner import plan_arena
-    from tbn_tvm.micro.program import extract_program
+    from tbn_tvm.micro.lower import lower_model
 
-    check_samples_independent(model)
     tensors = len(model.signature.inputs) + len(model.signature.outputs)
     if tensors > MAX_TENSORS:
         raise TbnError(
             f"the model has {tensors} inputs and outputs: the device's protocol has room for "
             f"{MAX_TENSORS}"
         )
-    target = tvm.target.Target({"kind": "c"})
-    phases, quantization = pipeline.cortex_m_phases(target), None
-    mod = model.mod
-    if calibration is not None:
-        mod, quantization = calibration.apply(model, phases[0], target, dump_ir)
-        phases = phases[1:]
-    mod = pipeline.run(mod, phases, target, dump_ir)
-    program = extract_program(mod, model.name)
-    plan = plan_arena(program.buffers)
-    memory = {
-        "weights": sum(constant.data.nbytes for constant in program.constants),
-        "arena": plan.nbytes,
-        "arena_lower_bound": plan.lower_bound,
-    }
-    check_fit(board, memory, model.layers, program.buffers)
-    signature = Signature(
-        tuple(spec.with_batch(1) for spec in model.signature.inputs),
-        tuple(spec.with_batch(1) for spec in model.signature.outputs),
-    )
-    if quantization is not None:
-        signature = quantization.on_device(signature)
-
-    def generate(digest: bytes) -> dict[str, str]:
-        source = ModelSource(
-            model.name,
-            program,
-            plan,
-            signature,
-            model.layers,
-            digest,
-            versions()["tbn_tvm"],
-            quantization,
-        )
-        return source.files()
-
-    # The digest is over the source as it is with a digest of zeros.
-    blank = generate(bytes(8))
-    digest = hashlib.sha256("".join(blank[name] for name in sorted(blank)).encode()).hexdigest()
-    generated = generate(bytes.fromhex(digest)[:8])
+    lowered = lower_model(model, board, dump_ir=dump_ir, calibration=calibration)
+    check_fit(board, lowered.memory, model.layers, lowered.program.buffers)
+    digest, generated = lowered.sources()
     files = {name: text.encode() for name, text in generated.items()}
     files.update(_support_files(board))
     return Project(
@@ -288,81 +218,11 @@ def create_project(
         board=board,
         signature=model.signature,
         layers=[layer.to_dict() for layer in model.layers],
-        memory=memory,
+        memory=lowered.memory,
         digest=digest,
         versions=versions(),
         files=files,
-        quantization=quantization,
-    )
-
-
-def check_samples_independent(model: Imported) -> None:
-    """Refuse a model that a board cannot run sample by sample.
-
-    A board's program is planned for one sample; a batch runs it once for each. That is only right
-    where the free dimension is the first axis of inputs and outputs, and where no sample's output
-    depends on the others of its batch. The latter is tried out in PyTorch, on random inputs.
-
-    Raises
-    ------
-    UsageError
-        Where it is not so.
-    """
-    inputs, outputs = model.signature.inputs, model.signature.outputs
-    free = {extent for spec in inputs for extent in spec.shape if isinstance(extent, str)}
-    if not free:
-        return
-    fix = "export the model with one sample and no dynamic dimension"
-    first = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
-    for spec in (*inputs, *outputs):
-        if any(isinstance(extent, str) for extent in spec.shape[1:]):
-            raise UsageError(
-                f"{spec}: a board can leave only the first axis free, as a number of samples; {fix}"
-            )
-    if len(free) > 1 or any(not spec.shape or spec.shape[0] not in first for spec in outputs):
-        raise UsageError(
-            f"inputs {', '.join(map(str, inputs))} and outputs {', '.join(map(str, outputs))} do "
-            f"not share one free first axis, so a board cannot run sample by sample; {fix}"
-        )
-    if model.program is not None and _samples_meet(model):
-        raise UsageError(
-            "a sample's output depends on the others of its batch (a mean over it, say), so a "
-            f"board cannot run sample by sample; {fix}"
-        )
-
-
-def _samples_meet(model: Imported) -> bool:
-    """Whether changing the second sample of a batch changes the first's outputs."""
-    import torch
-    from torch.utils import _pytree
-
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(spec: TensorSpec, size: int) -> torch.Tensor:
-        shape = spec.with_batch(size).shape
-        dtype = getattr(torch, spec.dtype)
-        if dtype.is_floating_point:
-            return torch.randn(shape, generator=generator).to(dtype)
-        return torch.randint(0, 2, shape, generator=generator).to(dtype)
-
-    batch = [drawn(spec, 2) for spec in model.signature.inputs]
-    other = [value.clone() for value in batch]
-    for spec, value in zip(model.signature.inputs, other, strict=True):
-        if spec.shape and isinstance(spec.shape[0], str):
-            value[1] = drawn(spec, 1)[0]
-    try:
-        module = model.program.module()
-        with torch.no_grad():
-            results = []
-            for tensors in (batch, other):
-                args, kwargs = _pytree.tree_unflatten(tensors, model.program.call_spec.in_spec)
-                results.append(_pytree.tree_leaves(module(*args, **kwargs)))
-    except Exception:
-        return False  # refused random inputs: nothing is known against the model
-    return any(
-        not torch.allclose(a[0].double(), b[0].double(), rtol=1e-3, atol=1e-5, equal_nan=True)
-        for a, b in zip(*results, strict=True)
-        if isinstance(a, torch.Tensor) and a.dim()
+        quantization=lowered.quantization,
     )
 
 

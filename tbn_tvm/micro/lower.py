@@ -1,0 +1,205 @@
+"""A model as a bare-metal program: what projects and exports print as C."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tbn_tvm.errors import UsageError
+from tbn_tvm.micro.quantization import Quantization
+from tbn_tvm.signature import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from tbn_tvm.compiler import Imported
+    from tbn_tvm.micro.planner import Plan
+    from tbn_tvm.micro.program import Program
+    from tbn_tvm.micro.quantization import Calibration
+    from tbn_tvm.targets import Board
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A model's kernels, constants and arena.
+
+    Attributes
+    ----------
+    model : Imported
+        What was lowered.
+    program : Program
+        Kernels, constants and calls.
+    plan : Plan
+        The arena.
+    signature : Signature
+        Inputs and outputs of one sample, as the device holds them.
+    quantization : Quantization, optional
+        Scales of inputs and outputs where they are integers.
+    """
+
+    model: Imported
+    program: Program
+    plan: Plan
+    signature: Signature
+    quantization: Quantization | None
+
+    @property
+    def memory(self) -> dict:
+        """Planned bytes: ``weights``, ``arena``, ``arena_lower_bound``."""
+        return {
+            "weights": sum(constant.data.nbytes for constant in self.program.constants),
+            "arena": self.plan.nbytes,
+            "arena_lower_bound": self.plan.lower_bound,
+        }
+
+    def sources(self) -> tuple[str, dict[str, str]]:
+        """The generated C.
+
+        Returns
+        -------
+        str
+            SHA-256 of the source as it is with a digest of zeros, hexadecimal.
+        dict of str to str
+            Files by name, with the first eight bytes of that digest in them.
+        """
+        blank = self._generate(bytes(8))
+        text = "".join(blank[name] for name in sorted(blank))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return digest, self._generate(bytes.fromhex(digest)[:8])
+
+    def _generate(self, digest: bytes) -> dict[str, str]:
+        from tbn_tvm.compiler import versions
+        from tbn_tvm.micro.codegen import ModelSource
+
+        source = ModelSource(
+            self.model.name,
+            self.program,
+            self.plan,
+            self.signature,
+            self.model.layers,
+            digest,
+            versions()["tbn_tvm"],
+            self.quantization,
+        )
+        return source.files()
+
+
+def lower_model(
+    model: Imported,
+    board: Board | None = None,
+    *,
+    dump_ir: Path | None = None,
+    calibration: Calibration | None = None,
+) -> Lowered:
+    """Lower a model to kernels in portable C, for one sample.
+
+    Parameters
+    ----------
+    model : Imported
+        The model.
+    board : Board, optional
+        What for; any core by default.
+    dump_ir : Path, optional
+        A folder for the IR after each phase.
+    calibration : Calibration, optional
+        Samples from which int8 activations get their scales; float32 without.
+
+    Raises
+    ------
+    UsageError
+        Where samples depend on one another.
+    TbnError
+        For operators that have no bare-metal form.
+    """
+    import tvm
+
+    from tbn_tvm import pipeline
+    from tbn_tvm.micro.planner import plan_arena
+    from tbn_tvm.micro.program import extract_program
+
+    check_samples_independent(model)
+    target = tvm.target.Target({"kind": "c"})
+    phases, quantization = pipeline.cortex_m_phases(target), None
+    mod = model.mod
+    if calibration is not None:
+        mod, quantization = calibration.apply(model, phases[0], target, dump_ir)
+        phases = phases[1:]
+    mod = pipeline.run(mod, phases, target, dump_ir)
+    program = extract_program(mod, model.name)
+    signature = Signature(
+        tuple(spec.with_batch(1) for spec in model.signature.inputs),
+        tuple(spec.with_batch(1) for spec in model.signature.outputs),
+    )
+    if quantization is not None:
+        signature = quantization.on_device(signature)
+    return Lowered(model, program, plan_arena(program.buffers), signature, quantization)
+
+
+def check_samples_independent(model: Imported) -> None:
+    """Refuse a model that a board cannot run sample by sample.
+
+    A board's program is planned for one sample; a batch runs it once for each. That is only right
+    where the free dimension is the first axis of inputs and outputs, and where no sample's output
+    depends on the others of its batch. The latter is tried out in PyTorch, on random inputs.
+
+    Raises
+    ------
+    UsageError
+        Where it is not so.
+    """
+    inputs, outputs = model.signature.inputs, model.signature.outputs
+    free = {extent for spec in inputs for extent in spec.shape if isinstance(extent, str)}
+    if not free:
+        return
+    fix = "export the model with one sample and no dynamic dimension"
+    first = {spec.shape[0] for spec in inputs if spec.shape and isinstance(spec.shape[0], str)}
+    for spec in (*inputs, *outputs):
+        if any(isinstance(extent, str) for extent in spec.shape[1:]):
+            raise UsageError(
+                f"{spec}: a board can leave only the first axis free, as a number of samples; {fix}"
+            )
+    if len(free) > 1 or any(not spec.shape or spec.shape[0] not in first for spec in outputs):
+        raise UsageError(
+            f"inputs {', '.join(map(str, inputs))} and outputs {', '.join(map(str, outputs))} do "
+            f"not share one free first axis, so a board cannot run sample by sample; {fix}"
+        )
+    if model.program is not None and _samples_meet(model):
+        raise UsageError(
+            "a sample's output depends on the others of its batch (a mean over it, say), so a "
+            f"board cannot run sample by sample; {fix}"
+        )
+
+
+def _samples_meet(model: Imported) -> bool:
+    """Whether changing the second sample of a batch changes the first's outputs."""
+    import torch
+    from torch.utils import _pytree
+
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(spec: TensorSpec, size: int) -> torch.Tensor:
+        shape = spec.with_batch(size).shape
+        dtype = getattr(torch, spec.dtype)
+        if dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(dtype)
+        return torch.randint(0, 2, shape, generator=generator).to(dtype)
+
+    batch = [drawn(spec, 2) for spec in model.signature.inputs]
+    other = [value.clone() for value in batch]
+    for spec, value in zip(model.signature.inputs, other, strict=True):
+        if spec.shape and isinstance(spec.shape[0], str):
+            value[1] = drawn(spec, 1)[0]
+    try:
+        module = model.program.module()
+        with torch.no_grad():
+            results = []
+            for tensors in (batch, other):
+                args, kwargs = _pytree.tree_unflatten(tensors, model.program.call_spec.in_spec)
+                results.append(_pytree.tree_leaves(module(*args, **kwargs)))
+    except Exception:
+        return False  # refused random inputs: nothing is known against the model
+    return any(
+        not torch.allclose(a[0].double(), b[0].double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+        for a, b in zip(*results, strict=True)
+        if isinstance(a, torch.Tensor) and a.dim()
+    )
