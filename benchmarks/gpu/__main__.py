@@ -149,7 +149,10 @@ class Run:
         )
         if not files:
             return "none are marked"
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"]
+        # PyTorch before TVM: it loads the CUDA libraries that TVM looks for.
+        start = "import torch; torch.cuda.is_available(); import pytest, sys; "
+        start += "sys.exit(pytest.main(sys.argv[1:]))"
+        command = [sys.executable, "-c", start, "-m", "gpu", "-p", "no:cacheprovider"]
         command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-v", "-rf"]
         command += ["--continue-on-collection-errors", "--tb=short"]
         command += [f"--junitxml={self.out / 'gpu-tests.xml'}", *files]

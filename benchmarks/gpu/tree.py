@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -37,12 +38,32 @@ def make_tree(repository: Path, folder: Path) -> Path:
     return folder
 
 
+CUDA_LIBRARIES = ("libcudart.so.13", "libcuda.so.1")
+"""What TVM's CUDA run time is linked with. It is loaded, or given up, where TVM is imported."""
+
+
+def cuda_folders() -> list[str]:
+    """Folders of those libraries that the loader may not know: PyTorch's, the toolkit's, the
+    driver's."""
+    found = importlib.util.find_spec("nvidia")
+    packages = [Path(path) for path in (found.submodule_search_locations or [])] if found else []
+    folders = [lib for package in packages for lib in sorted(package.glob("*/lib"))]
+    folders += map(Path, ("/usr/local/cuda/lib64", "/usr/local/nvidia/lib64"))
+    return [
+        str(folder)
+        for folder in folders
+        if any((folder / library).exists() for library in CUDA_LIBRARIES)
+    ]
+
+
 def environment(tree: Path) -> dict[str, str]:
     """The environment in which processes find the package, and nothing of another checkout."""
     paths = [str(tree), *filter(None, [os.environ.get("PYTHONPATH")])]
+    libraries = [*filter(None, [os.environ.get("LD_LIBRARY_PATH")]), *cuda_folders()]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         # Neither the working folder nor a script's own goes before it.
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",

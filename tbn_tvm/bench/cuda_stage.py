@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# PyTorch before TVM: it brings the CUDA run time that TVM looks for.
+# PyTorch before TVM: TVM's CUDA run time is loaded when TVM is imported, and not at all unless
+# libcudart is loaded by then or on the loader's path.
 import torch
 
 from tbn_tvm.bench import cuda, cuda_cases, cuda_check, cuda_search, cuda_vit

@@ -41,6 +41,11 @@ def add_parser(kinds: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report; 1 where a case could not be measured."""
+    # Before TVM, which finds the CUDA libraries only where they are loaded or on the loader's path.
+    import torch
+
+    torch.cuda.is_available()
+
     from tbn_tvm.bench import cuda, cuda_cases
 
     cases = list(
