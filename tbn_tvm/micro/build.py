@@ -10,6 +10,7 @@ from pathlib import Path
 from tbn_tvm.errors import FitError, ToolError
 from tbn_tvm.micro.disassembly import check_firmware
 from tbn_tvm.micro.project import Project
+from tbn_tvm.micro.stack import StackReport, read_usage, stack_report
 from tbn_tvm.targets import Board
 
 COMPILER = "arm-none-eabi-gcc"
@@ -35,6 +36,8 @@ class BuildReport:
         Machine code of the model's kernels and entry function.
     stack_reserved : int
         What the linker script keeps free for the stack.
+    stack : StackReport
+        What of it can be used at most.
     """
 
     elf: str
@@ -44,6 +47,7 @@ class BuildReport:
     arena: int
     model_code: int
     stack_reserved: int
+    stack: StackReport
 
     def to_dict(self) -> dict:
         """For JSON."""
@@ -56,8 +60,8 @@ def build(folder: str | Path) -> BuildReport:
     Raises
     ------
     ToolError
-        Where the cross compiler is missing or refuses the code, or where the machine code has
-        something that the core lacks.
+        Where the cross compiler is missing or refuses the code, where the machine code has
+        something that the core lacks, or where its stack has no bound.
     FitError
         Where the firmware does not fit the board.
     """
@@ -68,6 +72,8 @@ def build(folder: str | Path) -> BuildReport:
         raise ToolError(f"{COMPILER} is not on PATH; on Debian: {INSTALL_COMPILER}")
     output = folder / "build"
     output.mkdir(exist_ok=True)
+    for old in output.glob("*.su"):
+        old.unlink()
     elf = output / "firmware.elf"
     sources = [name for name in project.files if name.endswith(".c")]
     board = project.board
@@ -78,6 +84,7 @@ def build(folder: str | Path) -> BuildReport:
         "-O2",
         "-ffunction-sections",
         "-fdata-sections",
+        "-fstack-usage",
         "-I.",
         "-Idevice",
         *(f"-D{define}" for define in board.defines),
@@ -104,9 +111,17 @@ def build(folder: str | Path) -> BuildReport:
         raise ToolError(f"{COMPILER} failed:\n{result.stderr.strip()}")
     partial = output / "firmware.partial"
     _check_instructions(partial, board)
+    stack = stack_report(partial, read_usage(output), board, f"{project.name}_run")
+    if stack.with_fault > board.stack_bytes:
+        raise FitError(
+            f"the firmware may use {stack.with_fault:,} bytes of stack, {board.name} keeps "
+            f"{board.stack_bytes:,} for it: change stack_bytes in board.toml and __stack_size in "
+            "the linker script; the deepest calls, with bytes of each: "
+            + " > ".join(f"{name} {nbytes}" for name, nbytes in stack.total_path)
+        )
     # Only a whole firmware gets the name that is run.
     partial.replace(elf)
-    return measure(elf, project)
+    return measure(elf, project, stack)
 
 
 def _check_instructions(elf: Path, board: Board) -> None:
@@ -120,7 +135,7 @@ def _check_instructions(elf: Path, board: Board) -> None:
         raise ToolError(f"the firmware does not suit {board.name}'s {board.core}:\n{told}")
 
 
-def measure(elf: Path, project: Project) -> BuildReport:
+def measure(elf: Path, project: Project, stack: StackReport) -> BuildReport:
     """Read the sizes of a built firmware."""
     from elftools.elf.elffile import ELFFile
 
@@ -154,4 +169,5 @@ def measure(elf: Path, project: Project) -> BuildReport:
         symbols.get("arena", 0),
         code,
         project.board.stack_bytes,
+        stack,
     )
