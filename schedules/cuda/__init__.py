@@ -42,6 +42,7 @@ RULES: tuple[Rule, ...] = (
         # The copy engine wants rows of activations in whole 16 bytes.
         row_length_multiple=8,
         min_row_length=64,
+        min_unique_rows=64,
     ),
     Rule(
         kernel="dense_mma",

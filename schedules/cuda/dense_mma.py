@@ -8,6 +8,8 @@ float32. Both regimes, few samples and many, read the same layout
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from tvm import tirx as tir
 from tvm.script.ir_builder import tirx as T
@@ -21,8 +23,11 @@ from tbn_tvm.schedules.cuda.intrinsics import (
     cp_async_commit,
     cp_async_wait,
     decoded,
+    load32,
     load128,
     mma,
+    store16,
+    sync_warp,
 )
 from tbn_tvm.schedules.fused import FusedKernel, Operands
 from tbn_tvm.schedules.kernel import Config
@@ -35,6 +40,12 @@ FEW_SAMPLES = 8
 SHARED_BYTES = 227 * 1024
 """Shared memory a block may have on sm_90; sm_80 has 163 KiB."""
 
+FEW_SHARED_BYTES = 64 * 1024
+"""Of the rings together by default: two blocks a processor, with room for what they add up."""
+
+LINE_WORDS = 32
+"""Words of 64 columns of a sample's activations, and of a tile's bits: 128 bytes."""
+
 _PAD = 4
 """Floats that keep a column of the epilogue's matrix off the banks of its neighbour."""
 
@@ -45,7 +56,8 @@ class DenseMma(FusedKernel):
     Notes
     -----
     Few samples (at most 8): ``tiles`` of 16 rows a block, ``warps`` that each take every
-    ``warps``-th 64 columns and whose sums are added in order, ``ahead`` loads in flight.
+    ``warps``-th 64 columns and whose sums are added in order; ``stages`` steps of ``ahead`` times
+    64 columns in flight.
 
     Many: ``rows`` x ``samples`` a block, ``warps_m`` x ``warps_n`` warps, ``stages`` of
     activations in flight.
@@ -62,7 +74,12 @@ class DenseMma(FusedKernel):
 
     def space(self, workload: Workload) -> dict[str, tuple[int, ...]]:
         if workload.batch <= FEW_SAMPLES:
-            return {"tiles": (1, 2, 4), "warps": (8, 4, 16, 32), "ahead": (2, 1, 4)}
+            return {
+                "tiles": (1, 2, 4),
+                "warps": (8, 4, 16, 32),
+                "ahead": (2, 1, 4),
+                "stages": (3, 2, 4),
+            }
         return {
             "rows": (128, 64, 32, 16),
             "samples": (128, 64, 32, 256),
@@ -78,7 +95,12 @@ class DenseMma(FusedKernel):
             # Blocks for every processor first; then as many rows a block as share activations.
             tiles = next(t for t in (4, 2, 1) if rows // (TILE_ROWS * t) >= 128 or t == 1)
             warps = next(w for w in (16, 8, 4) if chunks >= 2 * w or w == 4)
-            return {"tiles": tiles, "warps": warps, "ahead": 2}
+            # Latency is what such a product waits for: bytes in flight as shared memory allows.
+            for ahead, stages in ((4, 3), (2, 3), (1, 3), (1, 2)):
+                config = {"tiles": tiles, "warps": warps, "ahead": ahead, "stages": stages}
+                if FewPlan(workload, config).shared_words * 4 <= FEW_SHARED_BYTES:
+                    break
+            return config
         block_rows = next((b for b in (128, 64, 32) if rows >= b), 16)
         warps_m = max(1, block_rows // 64)
         # Smaller blocks where large ones would leave processors idle.
@@ -100,7 +122,8 @@ class DenseMma(FusedKernel):
 
     def valid(self, workload: Workload, config: Config) -> bool:
         if workload.batch <= FEW_SAMPLES:
-            return config["warps"] * config["tiles"] <= 64
+            words = FewPlan(workload, config).shared_words
+            return config["warps"] * config["tiles"] <= 64 and words * 4 <= 2 * FEW_SHARED_BYTES
         rows, samples = config["rows"], config["samples"]
         tile_m, tile_n = rows // config["warps_m"], samples // config["warps_n"]
         shared = max(config["stages"] * samples * TILE_COLUMNS * 2, samples * (rows + _PAD) * 4)
@@ -163,40 +186,151 @@ def _wide(index):
     return T.cast(index, "int64")
 
 
+@dataclass(frozen=True)
+class FewPlan:
+    """How a product with few samples falls into warps, steps and shared memory.
+
+    A *step* of a warp is ``ahead`` tiles of 64 columns; every warp has a ring of ``stages`` steps
+    of its own, so that warps never wait for one another before the end.
+    """
+
+    workload: Workload
+    config: Config
+
+    @property
+    def chunks(self) -> int:
+        """Tiles of 64 columns."""
+        return fragments.tile_counts(1, self.workload.product.geometry.n)[1]
+
+    @property
+    def row_tiles(self) -> int:
+        """Tiles of 16 rows."""
+        return -(-self.workload.product.unique_rows // TILE_ROWS)
+
+    @property
+    def samples(self) -> int:
+        """Input vectors that there is room for."""
+        return FEW_SAMPLES if self.workload.batch is None else self.workload.batch
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of 16 rows of a block."""
+        return min(self.config["tiles"], self.row_tiles)
+
+    @property
+    def warps(self) -> int:
+        """Warps, of which none is without columns."""
+        return min(self.config["warps"], self.chunks)
+
+    @property
+    def ahead(self) -> int:
+        """Tiles of 64 columns of a step."""
+        return min(self.config["ahead"], -(-self.chunks // self.warps))
+
+    @property
+    def steps(self) -> int:
+        """Steps of a warp."""
+        return -(-self.chunks // (self.warps * self.ahead))
+
+    @property
+    def stages(self) -> int:
+        """Steps in a ring."""
+        return min(self.config["stages"], self.steps + 1)
+
+    @property
+    def chunk_words(self) -> int:
+        """Words of shared memory of a tile of columns: activations, then bits of each row tile."""
+        return (self.samples + self.tiles) * LINE_WORDS
+
+    @property
+    def shared_words(self) -> int:
+        """Words of shared memory of all rings."""
+        return self.warps * self.stages * self.ahead * self.chunk_words
+
+
 def _emit_few(io: Operands, workload: Workload, config: Config, order: str) -> None:
     """At most 8 samples: warps share a block's columns and add their sums up in order."""
+    plan = FewPlan(workload, config)
     product, dtype = workload.product, workload.dtype
     n, rows = product.geometry.n, product.unique_rows
-    row_tiles, chunks = fragments.tile_counts(rows, n)
-    tiles, warps = min(config["tiles"], row_tiles), min(config["warps"], chunks)
-    ahead = min(config["ahead"], -(-chunks // warps))
+    tiles, warps, ahead, stages = plan.tiles, plan.warps, plan.ahead, plan.stages
     samples = samples32(io)
     block_rows = tiles * TILE_ROWS
     x = flat_view(io.x, (io.samples, n))
-    with grid(32 * warps, x=-(-row_tiles // tiles)) as (block, thread):
+    with grid(32 * warps, x=-(-plan.row_tiles // tiles)) as (block, thread):
+        pool = T.alloc_buffer((plan.shared_words,), "uint32", scope="shared.dyn")
+        near = T.decl_buffer((plan.shared_words * 2,), dtype, data=pool.data, scope="shared.dyn")
         sums = T.alloc_buffer((warps * tiles * 32 * 4,), "float32", scope="shared")
         dots = T.alloc_buffer((FEW_SAMPLES, block_rows), "float32", scope="shared")
         acc = T.alloc_buffer((tiles * 4,), "float32", scope="local")
-        word = T.alloc_buffer((ahead * tiles,), "uint32", scope="local")
-        act = T.alloc_buffer((ahead * 8,), "uint32", scope="local")
+        word = T.alloc_buffer((tiles,), "uint32", scope="local")
+        act = T.alloc_buffer((8,), "uint32", scope="local")
         warp, lane = thread // 32, thread % 32
-        sample, quarter = lane // 4, lane % 4
+        group, quarter = lane // 4, lane % 4
+
+        def held(step, u):
+            """Where a warp keeps a tile of columns."""
+            stage = warp * stages + step % stages
+            return (stage * ahead + u) * plan.chunk_words
+
+        def chunk_of(step, u):
+            return (step * ahead + u) * warps + warp
+
+        def bring(step):
+            """Start copying a step."""
+            for u in range(ahead):
+                chunk, to = chunk_of(step, u), held(step, u)
+                for first in range(0, plan.samples * 8, 32):
+                    piece = first + lane
+                    sample, eighth = piece // 8, piece % 8
+                    column = chunk * TILE_COLUMNS + eighth * 8
+                    at = to + sample * LINE_WORDS + T.bitwise_xor(eighth, sample % 2) * 4
+                    needed = tir.all(piece < plan.samples * 8, sample < samples)
+                    with when(tir.all(chunk < plan.chunks, needed)):
+                        _copy16(workload, x, sample, column, pool, near, at)
+                for first in range(0, tiles * 8, 32):
+                    piece = first + lane
+                    tile, eighth = piece // 8, piece % 8
+                    row_tile = tir.min(block * tiles + tile, plan.row_tiles - 1)
+                    at = to + (plan.samples + tile) * LINE_WORDS + eighth * 4
+                    with when(tir.all(chunk < plan.chunks, piece < tiles * 8)):
+                        source = io.words[row_tile, chunk, eighth * 4]
+                        cp_async16(T.address_of(pool[at]), T.address_of(source), 16)
+            cp_async_commit()
+
+        def multiply(step, u):
+            base = held(step, u)
+            # Lanes of samples that there are not repeat the last: nobody reads what they make.
+            sample = tir.min(group, plan.samples - 1)
+            line = base + sample * LINE_WORDS
+            if order == fragments.NEIGHBOURS:
+                for half in range(2):
+                    at = line + T.bitwise_xor(quarter * 2 + half, sample % 2) * 4
+                    load128(T.address_of(act[4 * half]), T.address_of(pool[at]))
+            else:
+                for i in range(8):
+                    at = line + T.bitwise_xor(i, sample % 2) * 4 + quarter
+                    store(act, load32(T.address_of(pool[at])), i)
+            for i in range(tiles):
+                at = base + (plan.samples + i) * LINE_WORDS + lane
+                store(word, load32(T.address_of(pool[at])), i)
+            for s in range(4):
+                for i in range(tiles):
+                    a = [decoded(word[i], 4 * s + j, dtype) for j in range(4)]
+                    mma(dtype, T.address_of(acc[i * 4]), a, [act[2 * s], act[2 * s + 1]])
+
         for i in range(tiles * 4):
             store(acc, T.float32(0), i)
-        with T.serial(0, -(-chunks // (warps * ahead))) as step:
-            chunk_of = [(step * ahead + u) * warps + warp for u in range(ahead)]
-            for u, chunk in enumerate(chunk_of):
-                for i in range(tiles):
-                    row_tile = tir.min(block * tiles + i, row_tiles - 1)
-                    at = tir.min(chunk, chunks - 1)
-                    store(word, io.words[row_tile, at, lane], u * tiles + i)
-                _load_activations(x, act, u * 8, sample, chunk, quarter, samples, n, dtype, order)
+        for step in range(stages - 1):
+            bring(step)
+        with T.serial(0, plan.steps) as step:
+            cp_async_wait(stages - 2)
+            sync_warp()
+            bring(step + (stages - 1))
             for u in range(ahead):
-                for s in range(4):
-                    for i in range(tiles):
-                        a = [decoded(word[u * tiles + i], 4 * s + j, dtype) for j in range(4)]
-                        b = [act[u * 8 + 2 * s], act[u * 8 + 2 * s + 1]]
-                        mma(dtype, T.address_of(acc[i * 4]), a, b)
+                with when(chunk_of(step, u) < plan.chunks):
+                    multiply(step, u)
+        cp_async_wait(0)
         for i in range(tiles * 4):
             at = ((warp * tiles + i // 4) * 32 + lane) * 4 + i % 4
             store(sums, acc[i], at)
@@ -206,11 +340,11 @@ def _emit_few(io: Operands, workload: Workload, config: Config, order: str) -> N
             index = turn * 32 * warps + thread
             with when(index < outputs):
                 row, column = index % block_rows, index // block_rows
-                held = ((row // 16) * 32 + (row % 8) * 4 + column // 2) * 4
-                held = held + (row % 16 // 8) * 2 + column % 2
-                total = sums[held]
+                place = ((row // 16) * 32 + (row % 8) * 4 + column // 2) * 4
+                place = place + (row % 16 // 8) * 2 + column % 2
+                total = sums[place]
                 for w in range(1, warps):
-                    total = total + sums[w * tiles * 128 + held]
+                    total = total + sums[w * tiles * 128 + place]
                 store(dots, total, column, row)
         barrier()
         work = samples * block_rows
@@ -222,31 +356,20 @@ def _emit_few(io: Operands, workload: Workload, config: Config, order: str) -> N
                 store_copies(io, workload, column, unique, lambda _lane: dots[column, row])
 
 
-def _load_activations(x, act, first, sample, chunk, quarter, samples, n, dtype, order) -> None:
-    """This lane's 16 activations of a chunk of 64 columns as eight registers, zeros past ends."""
-    neighbours = order == fragments.NEIGHBOURS
-    column = chunk * TILE_COLUMNS + quarter * (16 if neighbours else 2)
-    if n % 8 == 0 and neighbours:
-        for i in range(8):
-            store(act, T.uint32(0), first + i)
-        for half in range(2):
-            at = column + 8 * half
-            with when(tir.all(sample < samples, at < n)):
-                load128(T.address_of(act[first + 4 * half]), T.address_of(x[_wide(sample), at]))
+def _copy16(workload, x, sample, column, pool, near, at) -> None:
+    """Bring eight activations to a place in shared memory, zeros past the end of the row."""
+    n = workload.product.geometry.n
+    if _aligned(workload):
+        inside = column < n
+        source = x[_wide(sample), tir.Select(inside, column, 0)]
+        size = tir.Select(inside, 16, 0)
+        cp_async16(T.address_of(pool[at]), T.address_of(source), size)
         return
-    halves = T.decl_buffer((act.shape[0] * 2,), dtype, data=act.data, scope="local")
-    for i in range(8):
-        at = column + (2 * i if neighbours else 8 * i)
-        if n % 2 == 0:
-            for e in range(2):
-                store(halves, tir.const(0, dtype), (first + i) * 2 + e)
-            with when(tir.all(sample < samples, at < n)), T.vectorized(0, 2) as e:
-                store(halves, x[_wide(sample), at + e], (first + i) * 2 + e)
-            continue
-        for e in range(2):
-            inside = tir.all(sample < samples, at + e < n)
-            value = tir.if_then_else(inside, x[_wide(sample), at + e], tir.const(0, dtype))
-            store(halves, value, (first + i) * 2 + e)
+    for e in range(8):
+        value = tir.if_then_else(
+            column + e < n, x[_wide(sample), column + e], tir.const(0, workload.dtype)
+        )
+        store16(T.address_of(near[at * 2 + e]), value, workload.dtype)
 
 
 def _emit_many(io: Operands, workload: Workload, config: Config) -> None:

@@ -60,6 +60,24 @@ __device__ __forceinline__ void tbn_load128(unsigned* out, const void* from) {
 }
 """
 
+_LOAD32 = """
+__device__ __forceinline__ unsigned tbn_load32(const void* from) {
+  return *reinterpret_cast<const unsigned*>(from);
+}
+"""
+
+_SYNC_WARP = """
+__device__ __forceinline__ void tbn_sync_warp() {
+  __syncwarp();
+}
+"""
+
+_STORE16 = """
+__device__ __forceinline__ void tbn_store16_{name}(void* to, {type} value) {{
+  *reinterpret_cast<{type}*>(to) = value;
+}}
+"""
+
 _STORE_FLOAT = """
 __device__ __forceinline__ void tbn_store_float(void* to, float value) {
   *reinterpret_cast<float*>(to) = value;
@@ -248,6 +266,23 @@ def registers(change: str, count: int) -> None:
 def uniform(value):
     """A value that is the same in all lanes of a warp, told to the compiler."""
     return cuda_func_call("tbn_uniform", value, source_code=_UNIFORM, return_type="int32")
+
+
+def load32(address):
+    """Read a uint32 where TVM need not know."""
+    return cuda_func_call("tbn_load32", address, source_code=_LOAD32, return_type="uint32")
+
+
+def sync_warp() -> None:
+    """All lanes of a warp wait for one another and see one another's memory."""
+    _call("tbn_sync_warp", source=_SYNC_WARP, guarded=False)
+
+
+def store16(address, value, dtype: str) -> None:
+    """Write a 16-bit float where TVM need not know."""
+    kind = {"float16": "half", "bfloat16": "nv_bfloat16"}[dtype]
+    source = _STORE16.format(name=SHORT[dtype], type=kind)
+    _call(f"tbn_store16_{SHORT[dtype]}", address, value, source=source, guarded=False)
 
 
 def store_float(address, value) -> None:
