@@ -23,9 +23,15 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument(
         "--target",
-        default="llvm",
         help="llvm (default), host (this CPU's features), cuda (the GPU present, else sm_80), "
-        "cuda=sm_90 or other architecture, a TVM target as JSON, or a board (tbn-tvm micro boards)",
+        "cuda=sm_90 or other architecture, a TVM target as JSON, or a board (tbn-tvm micro "
+        "boards); with --export c (any core, the default) or a board",
+    )
+    parser.add_argument(
+        "--export",
+        choices=["lib", "arduino", "zephyr", "mlf"],
+        help="write C for your own build instead: a plain library, an Arduino library or a Zephyr "
+        "module (folders), or a Model Library Format archive (a tar file)",
     )
     parser.add_argument(
         "--batch",
@@ -58,7 +64,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "--activations",
         choices=["float32", "int8"],
         default="float32",
-        help="what layers hand to one another on a board (int8 needs --calibration)",
+        help="what layers hand to one another on a board or in an export (int8 needs "
+        "--calibration)",
     )
     parser.add_argument(
         "--calibration",
@@ -71,7 +78,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         default="affine",
         help="where the zero of int8 tensors lies",
     )
-    parser.add_argument("-o", "--output", metavar="PATH", help="artifact file, or project folder")
+    parser.add_argument(
+        "-o", "--output", metavar="PATH", help="artifact file, or folder of a project or export"
+    )
     parser.add_argument("--name", help="the model's name in generated C")
     parser.add_argument("--dump-ir", metavar="DIR", help="write the IR after each phase")
     add_json_flag(parser)
@@ -83,6 +92,9 @@ def run(args: argparse.Namespace) -> int:
     from tbn_tvm import compiler
     from tbn_tvm.runtime import Artifact
 
+    if args.export:
+        return run_export(args)
+    args.target = args.target or "llvm"
     target = compiler.resolve_target(args.target)
     name = compiler.c_identifier(args.name) if args.name else compiler.default_name(args.model)
     if args.dump_ir and Path(args.dump_ir).is_file():
@@ -161,6 +173,65 @@ def run(args: argparse.Namespace) -> int:
         print_json(report)
     else:
         print_table(f"{name} for {args.target}", ("", ""), lines)
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Export, save and report."""
+    from tbn_tvm import compiler
+    from tbn_tvm.micro.export import check_destination, create_export
+    from tbn_tvm.targets import board_names, load_board
+
+    for flag in ("batch", "max_batch", "cuda_graph", "emit", "records"):
+        if getattr(args, flag):
+            raise UsageError(
+                f"--{flag.replace('_', '-')} is for TVM's run time, not for --export {args.export}"
+            )
+    target = args.target or "c"
+    if target != "c" and target not in board_names():
+        raise UsageError(
+            f"--target {target}: an export is for c (any core) or a board, one of "
+            f"{', '.join(board_names())}"
+        )
+    if (args.activations == "int8") != bool(args.calibration):
+        raise UsageError("--activations int8 and --calibration FILE belong together")
+    if args.dump_ir and Path(args.dump_ir).is_file():
+        raise UsageError(f"--dump-ir {args.dump_ir}: is a file, expected a folder")
+    if args.output:
+        check_destination(args.export, Path(args.output))
+    name = compiler.c_identifier(args.name) if args.name else compiler.default_name(args.model)
+    tell = (lambda _step: None) if args.json else _progress()
+    dump_ir = Path(args.dump_ir) if args.dump_ir else None
+    tell("importing")
+    model = compiler.import_model(args.model, name=name, dump_ir=dump_ir)
+    tell("lowering")
+    export = create_export(
+        model,
+        args.export,
+        None if target == "c" else load_board(target),
+        dump_ir=dump_ir,
+        calibration=_calibration(args, model) if args.calibration else None,
+    )
+    path = export.save(args.output or export.default_path)
+    if args.json:
+        print_json(
+            {
+                "export": args.export,
+                "path": str(path),
+                "target": target,
+                "files": sorted(export.files),
+                "memory": export.memory,
+                **export.facts.lowered.signature.to_dict(),
+                "layers": [layer.to_dict() for layer in model.layers],
+            }
+        )
+        return 0
+    rows = [
+        (args.export, str(path)),
+        ("weights, bytes", export.memory["weights"]),
+        ("arena in RAM, bytes", export.memory["arena"]),
+    ]
+    print_table(f"{name} for {target}", ("", ""), rows)
     return 0
 
 
