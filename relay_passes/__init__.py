@@ -10,6 +10,7 @@ from tbn_tvm.relay_passes.build_fused_kernels import BuildFusedKernels
 from tbn_tvm.relay_passes.find_tiled_weights import FindTiledWeights
 from tbn_tvm.relay_passes.fold_batch_norm import FoldBatchNorm
 from tbn_tvm.relay_passes.fuse_bias import FuseBias
+from tbn_tvm.relay_passes.fuse_same_shapes import FuseSameShapes
 from tbn_tvm.relay_passes.lift_workspaces import LiftWorkspaces
 from tbn_tvm.relay_passes.lower_tiled_products import LowerTiledProducts
 from tbn_tvm.relay_passes.normalise_indices import NormaliseIndices
@@ -23,6 +24,7 @@ __all__ = [
     "FindTiledWeights",
     "FoldBatchNorm",
     "FuseBias",
+    "FuseSameShapes",
     "LiftWorkspaces",
     "LowerTiledProducts",
     "NormaliseIndices",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tvm
+import tvm_ffi
 from tvm import s_tir
 from tvm import tirx as tir
 
@@ -50,6 +51,7 @@ def _built(func: tir.PrimFunc, family) -> tir.PrimFunc | None:
     kernel = family.kernels[plan["kernel"]]
     reads = [arg.source for arg in calls[0].args[2 : 2 + plan["reads"]]]
     x, words, alpha = reads[:3]
+    _check_places(calls, iters, plan["reads"], _written(block), x, workload)
 
     def finish(result, indices):
         at = dict(zip(iters, indices, strict=True))
@@ -57,13 +59,37 @@ def _built(func: tir.PrimFunc, family) -> tir.PrimFunc | None:
         def replaced(expr):
             if is_stand_in(expr):
                 return result.astype(workload.dtype)
-            return at.get(expr) if isinstance(expr, tir.Var) else None
+            if isinstance(expr, tvm.ir.TensorLoad):
+                # Indices themselves may stay in 32 bits, which are fewer instructions.
+                whole = [at[i] if i in at else rewritten(i, replaced) for i in expr.indices]
+                return tir.BufferLoad(expr.source, whole)
+            if isinstance(expr, tir.Var) and expr in at:
+                return tir.Cast(str(expr.ty.dtype), at[expr])
+            return None
 
         return rewritten(value, replaced)
 
     io = Operands(x, words, alpha, reads[3] if len(reads) == 4 else None, _written(block), finish)
     built = kernel.build(list(func.params), io, workload, tuple(plan["configs"]))
     return annotated(built, kernel, plan["configs"], plan["sources"])
+
+
+def _check_places(calls, iters, reads: int, y, x, workload: Workload) -> None:
+    """Refuse what is computed elsewhere than where the product's outputs lie."""
+    places = [list(call.args[2 + reads :]) for call in calls]
+    own = [*x.shape[:-1]] if workload.is_dense else [x.shape[0]]
+    own += [workload.product.geometry.m, *([] if workload.is_dense else y.shape[2:])]
+    same_shape = len(own) == len(y.shape) and all(
+        tvm_ffi.structural_equal(tir.const(a, "int64") if isinstance(a, int) else a, b)
+        for a, b in zip(own, y.shape, strict=True)
+    )
+    if not same_shape or any(
+        len(place) != len(iters) or not all(map(tir.Var.same_as, place, iters)) for place in places
+    ):
+        raise ValueError(
+            f"{workload.operator} with outputs of shape {own} is fused with what stores shape "
+            f"{list(y.shape)}: run FuseSameShapes before FuseOps"
+        )
 
 
 def _one_block(func: tir.PrimFunc):
@@ -107,6 +133,7 @@ def _calls(expr) -> list:
 _BINARY = (
     tir.Add, tir.Sub, tir.Mul, tir.Div, tir.Mod, tir.FloorDiv, tir.FloorMod, tir.Min, tir.Max,
     tir.EQ, tir.NE, tir.LT, tir.LE, tir.GT, tir.GE, tir.And, tir.Or,
+    tir.BitwiseAnd, tir.BitwiseOr, tir.BitwiseXor, tir.LShift, tir.RShift,
 )  # fmt: skip
 
 
@@ -136,8 +163,8 @@ def rewritten(expr, replace):
         return type(expr)(inside(expr.a), inside(expr.b))
     if isinstance(expr, tir.Cast):
         return tir.Cast(str(expr.ty.dtype), inside(expr.value))
-    if isinstance(expr, tir.Not):
-        return tir.Not(inside(expr.a))
+    if isinstance(expr, (tir.Not, tir.BitwiseNot)):
+        return type(expr)(inside(expr.a))
     if isinstance(expr, tir.Select):
         parts = expr.condition, expr.true_value, expr.false_value
         return tir.Select(*map(inside, parts))
