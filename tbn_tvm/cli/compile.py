@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.export:
         return run_export(args)
-    args.target = args.target or "llvm"
+    args.target = "llvm" if args.target is None else args.target
     target = compiler.resolve_target(args.target)
     name = compiler.c_identifier(args.name) if args.name else compiler.default_name(args.model)
     if args.dump_ir and Path(args.dump_ir).is_file():
@@ -187,7 +187,7 @@ def run_export(args: argparse.Namespace) -> int:
             raise UsageError(
                 f"--{flag.replace('_', '-')} is for TVM's run time, not for --export {args.export}"
             )
-    target = args.target or "c"
+    target = "c" if args.target is None else args.target
     if target != "c" and target not in board_names():
         raise UsageError(
             f"--target {target}: an export is for c (any core) or a board, one of "

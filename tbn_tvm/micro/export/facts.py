@@ -88,6 +88,11 @@ class Facts:
         return self.lowered.model.name
 
     @property
+    def title(self) -> str:
+        """The name in the way of classes: ``MnistMlp``."""
+        return "".join(part[:1].upper() + part[1:] for part in self.name.split("_")) or "Model"
+
+    @property
     def target(self) -> str:
         """The board's name, or ``c``."""
         return "c" if self.board is None else self.board.name
@@ -122,7 +127,7 @@ class Facts:
             .render(
                 name=self.name,
                 NAME=self.name.upper(),
-                Name="".join(part[:1].upper() + part[1:] for part in self.name.split("_")),
+                title=self.title,
                 version=self.versions["tbn_tvm"],
                 digest=self.digest,
                 inputs=self.inputs,
