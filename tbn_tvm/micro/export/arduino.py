@@ -14,6 +14,7 @@ def files(facts: Facts) -> dict[str, bytes]:
         "README.md": facts.render("arduino/README.md.jinja"),
         f"src/{facts.name}.h": facts.header.encode(),
         f"src/{facts.name}.c": facts.source.encode(),
+        **facts.beside("src/"),
         # The specification wants a sketch named like its folder.
         f"examples/{sketch}/{sketch}.ino": facts.render("arduino/sketch.ino.jinja"),
     }

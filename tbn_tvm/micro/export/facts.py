@@ -108,6 +108,16 @@ class Facts:
         return self.sources[f"{self.name}.c"]
 
     @property
+    def includes(self) -> dict[str, str]:
+        """What else the source includes, to lie beside it."""
+        known = (f"{self.name}.h", f"{self.name}.c", "tbn_model.c")
+        return {name: text for name, text in self.sources.items() if name not in known}
+
+    def beside(self, folder: str) -> dict[str, bytes]:
+        """:attr:`includes` as files of a folder, whose path ends in a slash, or of none."""
+        return {f"{folder}{name}": text.encode() for name, text in self.includes.items()}
+
+    @property
     def inputs(self) -> list[TensorFacts]:
         """In the model's order."""
         scales = self.lowered.quantization and self.lowered.quantization.inputs

@@ -10,6 +10,7 @@ def files(facts: Facts) -> dict[str, bytes]:
     return {
         f"{facts.name}.h": facts.header.encode(),
         f"{facts.name}.c": facts.source.encode(),
+        **facts.beside(""),
         "README.md": facts.render("lib/README.md.jinja"),
         "CMakeLists.txt": facts.render("lib/CMakeLists.txt.jinja"),
         "example/main.c": facts.render("lib/main.c.jinja"),

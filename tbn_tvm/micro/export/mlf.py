@@ -33,6 +33,7 @@ def files(facts: Facts) -> dict[str, bytes]:
         f"{host}/include/tvmgen_{name}.h": facts.render("mlf/tvmgen.h.jinja"),
         f"{host}/include/{name}.h": facts.header.encode(),
         f"{host}/src/{name}_lib0.c": facts.source.encode(),
+        **facts.beside(f"{host}/src/"),
         f"{host}/src/{name}_lib1.c": facts.render("mlf/tvmgen.c.jinja"),
         f"parameters/{name}.params": _parameters(facts),
         f"src/{name}.relax": facts.lowered.model.mod.script(show_meta=False).encode(),

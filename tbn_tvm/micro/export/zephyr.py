@@ -15,6 +15,7 @@ def files(facts: Facts) -> dict[str, bytes]:
         "README.md": facts.render("zephyr/README.md.jinja"),
         f"include/{facts.name}.h": facts.header.encode(),
         f"src/{facts.name}.c": facts.source.encode(),
+        **facts.beside("src/"),
         f"{sample}/CMakeLists.txt": facts.render("zephyr/sample.cmake.jinja"),
         f"{sample}/prj.conf": facts.render("zephyr/prj.conf.jinja"),
         f"{sample}/sample.yaml": facts.render("zephyr/sample.yaml.jinja"),
