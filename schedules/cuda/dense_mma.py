@@ -258,7 +258,8 @@ def _emit_few(io: Operands, workload: Workload, config: Config, order: str) -> N
     block_rows = tiles * TILE_ROWS
     x = flat_view(io.x, (io.samples, n))
     with grid(32 * warps, x=-(-plan.row_tiles // tiles)) as (block, thread):
-        pool = T.alloc_buffer((plan.shared_words,), "uint32", scope="shared.dyn")
+        # float32 as in every kernel: nvcc wants one type of all dynamic memory in a source.
+        pool = T.alloc_buffer((plan.shared_words,), "float32", scope="shared.dyn")
         near = T.decl_buffer((plan.shared_words * 2,), dtype, data=pool.data, scope="shared.dyn")
         sums = T.alloc_buffer((warps * tiles * 32 * 4,), "float32", scope="shared")
         dots = T.alloc_buffer((FEW_SAMPLES, block_rows), "float32", scope="shared")
