@@ -235,6 +235,7 @@ def compile(
     cuda_graph: bool = False,
     calibration: Calibration | None = None,
     records: str | os.PathLike | None = None,
+    io: str = "arena",
 ) -> Artifact | Project:
     """Compile a model.
 
@@ -263,6 +264,9 @@ def compile(
     records : path, optional
         A folder of ``tbn-tvm tune``: its measured configurations of kernels go before the shipped
         ones, which go before the kernels' rules.
+    io : str
+        Where inputs and outputs lie on a board: ``arena``, shared with what else is needed, or
+        ``static``, where inputs survive a run.
 
     Returns
     -------
@@ -273,6 +277,8 @@ def compile(
     resolved = resolve_target(target)
     options = Options(batch, max_batch, cuda_graph)
     options.check(resolved)
+    if isinstance(resolved, dict) and io != "arena":
+        raise UsageError(f"io is for boards, not for {resolved['kind']}")
     if isinstance(resolved, dict) and calibration is not None:
         raise UsageError(f"int8 activations are for boards, not for {resolved['kind']}")
     if isinstance(resolved, dict) and resolved["kind"] == "cuda":
@@ -285,7 +291,9 @@ def compile(
         return _compile_for_tvm(model, resolved, options, _as_path(dump_ir), records, tell)
     from tbn_tvm.micro.project import create_project
 
-    return create_project(model, resolved, dump_ir=_as_path(dump_ir), calibration=calibration)
+    return create_project(
+        model, resolved, dump_ir=_as_path(dump_ir), calibration=calibration, io=io
+    )
 
 
 def resolve_target(target: str | dict):

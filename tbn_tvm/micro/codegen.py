@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tbn_tvm.micro.kernels import c_type
+from tbn_tvm.micro.kernels import Kernel, c_type
 from tbn_tvm.micro.planner import Plan
 from tbn_tvm.micro.program import Constant, Program
 from tbn_tvm.micro.quantization import Quantization
@@ -61,15 +61,18 @@ class ModelSource:
     def _render(self, template: str) -> str:
         program, plan = self.program, self.plan
         constants = {constant.name for constant in program.constants}
+        kernels = self._kernels()
+        apart = self._apart()
         comments = self._comments()
         owners = self._owners(comments)
-        parameters = {kernel.name: kernel.parameters for kernel in program.kernels}
+        parameters = {kernel.name: kernel.parameters for kernel in kernels}
 
         def argument(name: str, parameter) -> str:
             if name in constants:
                 return name
             const = "" if parameter.written else "const "
-            return f"({const}{c_type(parameter.dtype)} *)(arena.bytes + {plan.offsets[name]})"
+            place = apart[name]["name"] if name in apart else self._in_arena(name)
+            return f"({const}{c_type(parameter.dtype)} *){place}"
 
         return (
             _environment()
@@ -79,7 +82,7 @@ class ModelSource:
                 NAME=self.name.upper(),
                 version=self.version,
                 digest=", ".join(f"0x{byte:02x}" for byte in self.digest),
-                kernels=program.kernels,
+                kernels=kernels,
                 constants=[
                     {
                         "type": c_type(str(constant.data.dtype)),
@@ -94,9 +97,14 @@ class ModelSource:
                 uses_infinity=any("inff" in kernel.body for kernel in program.kernels),
                 arena_bytes=plan.nbytes,
                 arena_map=sorted(
-                    ((plan.offsets[buffer.name], buffer) for buffer in program.buffers),
+                    (
+                        (plan.offsets[buffer.name], buffer, plan.in_place.get(buffer.name))
+                        for buffer in program.buffers
+                        if buffer.name not in apart
+                    ),
                     key=lambda entry: (entry[0], entry[1].first),
                 ),
+                apart=list(apart.values()),
                 calls=[
                     {
                         "kernel": step.kernel,
@@ -158,7 +166,40 @@ class ModelSource:
                 made[step.arguments[2]] = layer
         return owners
 
+    def _kernels(self) -> list[Kernel]:
+        """The program's, told which of their parameters are one buffer in some call."""
+        sharing: dict[str, set] = {}
+        for step in self.program.steps:
+            for written, name in enumerate(step.arguments):
+                over = self.plan.in_place.get(name)
+                # A buffer is made by one step, which also reads what it takes the place of.
+                if over in step.arguments:
+                    reads = [at for at, other in enumerate(step.arguments) if other == over]
+                    sharing.setdefault(step.kernel, set()).update((at, written) for at in reads)
+        return [kernel.sharing(sharing.get(kernel.name, ())) for kernel in self.program.kernels]
+
+    def _in_arena(self, buffer: str) -> str:
+        return f"(arena.bytes + {self.plan.offsets[buffer]})"
+
+    def _apart(self) -> dict[str, dict]:
+        """The C arrays of inputs and outputs that are not in the arena, by buffer."""
+        apart: dict[str, dict] = {}
+        for kind, specs, buffers in (
+            ("Input", self.signature.inputs, self.program.inputs),
+            ("Output", self.signature.outputs, self.program.outputs),
+        ):
+            for spec, buffer in zip(specs, buffers, strict=True):
+                if buffer not in self.plan.offsets and buffer not in apart:
+                    apart[buffer] = {
+                        "name": f"buffer_{len(apart)}",
+                        "type": c_type(spec.dtype),
+                        "count": int(np.prod(spec.shape, dtype=np.int64)),
+                        "comment": f'{kind} "{spec.name}"',
+                    }
+        return apart
+
     def _tensors(self, specs, buffers, scales) -> list[dict]:
+        apart = self._apart()
         return [
             {
                 "name": spec.name,
@@ -167,7 +208,7 @@ class ModelSource:
                 "shape": " x ".join(map(str, spec.shape)) or "scalar",
                 "count": int(np.prod(spec.shape, dtype=np.int64)),
                 "bytes": spec.nbytes,
-                "offset": self.plan.offsets[buffer],
+                "place": apart[buffer]["name"] if buffer in apart else self._in_arena(buffer),
                 "scale": None if scale is None else f"{scale.scale:.9g}f",
                 "zero_point": None if scale is None else scale.zero_point,
             }

@@ -1,15 +1,16 @@
 """PrimFuncs to plain C functions: pointers in, nothing else needed.
 
 TVM's C code generation writes the bodies. Signatures are ours: operands that are only read are
-``const``, none alias (the planner sees to it), and large local arrays become parameters, so that
-the arena holds them and the stack does not.
+``const``, none alias (the planner sees to it, or says otherwise), and large local arrays become
+parameters, so that the arena holds them and the stack does not.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm
@@ -19,6 +20,7 @@ from tvm import tirx as tir
 from tvm.ir import PointerType, PrimType
 
 from tbn_tvm.errors import TbnError
+from tbn_tvm.micro.in_place import in_place_pairs
 
 STACK_ARRAY_BYTES = 64
 """Local arrays up to this size stay on the stack, where compilers keep them in registers."""
@@ -45,12 +47,14 @@ class Parameter:
     name: str
     dtype: str
     written: bool
+    shared: bool = False
 
     @property
     def declaration(self) -> str:
-        """In C."""
+        """In C; without ``restrict`` where another parameter may point to the same memory."""
         const = "" if self.written else "const "
-        return f"{const}{c_type(self.dtype)} *TBN_RESTRICT {self.name}"
+        restrict = "" if self.shared else "TBN_RESTRICT "
+        return f"{const}{c_type(self.dtype)} *{restrict}{self.name}"
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,24 @@ class Kernel:
         Bytes and alignment of each trailing scratch parameter.
     body : str
         C source between the braces.
+    in_place : tuple of (int, int)
+        Positions of an operand and of a result that may be written over it.
     """
 
     name: str
     parameters: tuple[Parameter, ...]
     scratch: tuple[tuple[int, int], ...]
     body: str
+    in_place: tuple[tuple[int, int], ...] = ()
+
+    def sharing(self, pairs: Iterable[tuple[int, int]]) -> Kernel:
+        """The kernel for calls where each of some pairs of parameters is one buffer."""
+        shared = {position for pair in pairs for position in pair}
+        parameters = tuple(
+            replace(parameter, shared=True) if position in shared else parameter
+            for position, parameter in enumerate(self.parameters)
+        )
+        return replace(self, parameters=parameters)
 
 
 def c_type(dtype: str) -> str:
@@ -130,6 +146,7 @@ def lower_kernel(func: tir.PrimFunc, name: str) -> Kernel:
         ),
         tuple(_scratch_size(buffer) for buffer in editor.lifted),
         text,
+        in_place_pairs(body, list(func.params)),
     )
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from tbn_tvm.micro.quantization import Calibration
     from tbn_tvm.targets import Board
 
+IO = ("arena", "static")
+"""Where inputs and outputs can lie."""
+
 
 @dataclass(frozen=True)
 class Lowered:
@@ -35,6 +38,8 @@ class Lowered:
         Inputs and outputs of one sample, as the device holds them.
     quantization : Quantization, optional
         Scales of inputs and outputs where they are integers.
+    io : str
+        Where inputs and outputs lie, one of ``IO``.
     """
 
     model: Imported
@@ -42,14 +47,18 @@ class Lowered:
     plan: Plan
     signature: Signature
     quantization: Quantization | None
+    io: str = "arena"
 
     @property
     def memory(self) -> dict:
-        """Planned bytes: ``weights``, ``arena``, ``arena_lower_bound``."""
+        """Planned bytes: ``weights``, ``arena``, ``arena_lower_bound``, and ``io``, the buffers of
+        inputs and outputs where they are not in the arena."""
+        placed = self.plan.offsets
         return {
             "weights": sum(constant.data.nbytes for constant in self.program.constants),
             "arena": self.plan.nbytes,
             "arena_lower_bound": self.plan.lower_bound,
+            "io": sum(b.nbytes for b in self.program.buffers if b.name not in placed),
         }
 
     def sources(self) -> tuple[str, dict[str, str]]:
@@ -90,6 +99,7 @@ def lower_model(
     *,
     dump_ir: Path | None = None,
     calibration: Calibration | None = None,
+    io: str = "arena",
 ) -> Lowered:
     """Lower a model to kernels in portable C, for one sample.
 
@@ -103,11 +113,14 @@ def lower_model(
         A folder for the IR after each phase.
     calibration : Calibration, optional
         Samples from which int8 activations get their scales; float32 without.
+    io : str
+        ``arena``: inputs and outputs lie in the arena, where other buffers take their place when
+        they are no longer, or not yet, needed. ``static``: they have memory of their own.
 
     Raises
     ------
     UsageError
-        Where samples depend on one another.
+        For another ``io``, or where samples depend on one another.
     TbnError
         For operators that have no bare-metal form.
     """
@@ -117,6 +130,8 @@ def lower_model(
     from tbn_tvm.micro.planner import plan_arena
     from tbn_tvm.micro.program import extract_program
 
+    if io not in IO:
+        raise UsageError(f"io {io!r}: expected {' or '.join(IO)}")
     check_samples_independent(model)
     target = tvm.target.Target({"kind": "c"})
     phases, quantization = pipeline.cortex_m_phases(target), None
@@ -132,7 +147,11 @@ def lower_model(
     )
     if quantization is not None:
         signature = quantization.on_device(signature)
-    return Lowered(model, program, plan_arena(program.buffers), signature, quantization)
+    apart = {*program.inputs, *program.outputs} if io == "static" else set()
+    placed = [buffer for buffer in program.buffers if buffer.name not in apart]
+    choices = [pair for pair in program.in_place_choices() if apart.isdisjoint(pair)]
+    plan = plan_arena(placed, choices)
+    return Lowered(model, program, plan, signature, quantization, io)
 
 
 def check_samples_independent(model: Imported) -> None:

@@ -91,6 +91,23 @@ class Program:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
 
+    def in_place_choices(self) -> list[tuple[str, str]]:
+        """Results that a step may write over an operand that nobody reads later, each with it."""
+        kernels = {kernel.name: kernel for kernel in self.kernels}
+        buffers = {buffer.name: buffer for buffer in self.buffers}
+        choices = []
+        for index, step in enumerate(self.steps):
+            pairs = set(kernels[step.kernel].in_place)
+            for read, written in sorted(pairs):
+                over, writer = (buffers.get(step.arguments[at]) for at in (read, written))
+                if over is None or writer is None or over.nbytes != writer.nbytes:
+                    continue
+                # The same buffer may be several operands: each of them must allow it.
+                places = [at for at, name in enumerate(step.arguments) if name == over.name]
+                if over.last == index and all((at, written) in pairs for at in places):
+                    choices.append((writer.name, over.name))
+        return choices
+
 
 def extract_program(mod: tvm.IRModule, name: str) -> Program:
     """Read a program off a lowered module.

@@ -33,7 +33,7 @@ MAX_TENSORS = 60
 SERVER_FLASH_BYTES = 2_048
 """What server, drivers and start-up take at least."""
 
-SERVER_RAM_BYTES = 560
+SERVER_RAM_BYTES = 320
 """Static data of server, drivers and start-up."""
 
 _DEVICE = Path(__file__).resolve().parent / "device"
@@ -54,7 +54,7 @@ class Project:
     layers : list of dict
         A row a layer, as :class:`tbn_tvm.inspect.LayerInfo`.
     memory : dict
-        Planned bytes: ``weights``, ``arena``, ``arena_lower_bound``.
+        Planned bytes: ``weights``, ``arena``, ``arena_lower_bound``, ``io``.
     digest : str
         SHA-256 of the generated C, hexadecimal; its first eight bytes are in the firmware.
     versions : dict
@@ -178,6 +178,7 @@ def create_project(
     *,
     dump_ir: Path | None = None,
     calibration: Calibration | None = None,
+    io: str = "arena",
 ) -> Project:
     """Lower a model and generate its project.
 
@@ -191,6 +192,9 @@ def create_project(
         A folder for the IR after each phase.
     calibration : Calibration, optional
         Samples from which int8 activations get their scales; float32 without.
+    io : str
+        Where inputs and outputs lie: ``arena`` or ``static``, as in
+        :func:`tbn_tvm.micro.lower.lower_model`.
 
     Raises
     ------
@@ -208,7 +212,7 @@ def create_project(
             f"the model has {tensors} inputs and outputs: the device's protocol has room for "
             f"{MAX_TENSORS}"
         )
-    lowered = lower_model(model, board, dump_ir=dump_ir, calibration=calibration)
+    lowered = lower_model(model, board, dump_ir=dump_ir, calibration=calibration, io=io)
     check_fit(board, lowered.memory, model.layers, lowered.program.buffers)
     digest, generated = lowered.sources()
     files = {name: text.encode() for name, text in generated.items()}
