@@ -28,6 +28,20 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
     build = actions.add_parser("build", help="cross-compile a project and tell its sizes")
     build.add_argument("project", metavar="DIR", help="made by tbn-tvm compile --target BOARD")
+    build.add_argument(
+        "--protocol",
+        choices=["tbn", "mlperf-tiny", "none"],
+        default="tbn",
+        help="what the firmware speaks over its UART: tbn (default, for tbn-tvm micro run), the "
+        "commands of MLPerf Tiny, or none: it runs the model once and sleeps",
+    )
+    build.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="FILE.c",
+        help="C to add; with --protocol none it may define tbn_before_run and tbn_after_run",
+    )
     add_json_flag(build)
     build.set_defaults(run=run_build, needs_tvm=False)
 
@@ -94,7 +108,7 @@ def run_build(args: argparse.Namespace) -> int:
     """Build and report sizes."""
     from tbn_tvm.micro.build import build
 
-    report = build(args.project)
+    report = build(args.project, args.protocol, args.source)
     if args.json:
         print_json(report.to_dict())
     else:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tbn_tvm.errors import FitError, ToolError
+from tbn_tvm.errors import ArtifactError, FitError, ToolError, UsageError
 from tbn_tvm.micro.disassembly import check_firmware
 from tbn_tvm.micro.project import Project
 from tbn_tvm.micro.stack import StackReport, read_usage, stack_report
@@ -16,6 +17,13 @@ from tbn_tvm.targets import Board
 COMPILER = "arm-none-eabi-gcc"
 INSTALL_COMPILER = "apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi"
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror")
+PROTOCOLS = {
+    "tbn": "device/tbn_server.c",
+    "mlperf-tiny": "device/tbn_mlperf_tiny.c",
+    "none": "device/tbn_once.c",
+}
+"""What a firmware speaks with its host, and the file of a project that does it."""
+
 _TIME_LIMIT_S = 300
 _SHOWN_FINDINGS = 10
 
@@ -54,19 +62,41 @@ class BuildReport:
         return asdict(self)
 
 
-def build(folder: str | Path) -> BuildReport:
+def build(
+    folder: str | Path, protocol: str = "tbn", sources: Sequence[str | Path] = ()
+) -> BuildReport:
     """Build ``build/firmware.elf`` in a project's folder.
+
+    Parameters
+    ----------
+    folder : path
+        A project's.
+    protocol : str
+        One of ``PROTOCOLS``: ``tbn`` for :class:`tbn_tvm.micro.Session`, ``mlperf-tiny`` for the
+        serial commands of MLPerf Tiny, or ``none`` for a program that runs the model once and
+        sleeps. Other firmware than the session's has its protocol in its name.
+    sources : sequence of path
+        C files to add: what ``none`` calls before and after the run.
 
     Raises
     ------
+    UsageError
+        For an unknown protocol.
     ToolError
         Where the cross compiler is missing or refuses the code, where the machine code has
         something that the core lacks, or where its stack has no bound.
     FitError
         Where the firmware does not fit the board.
     """
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"unknown protocol {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
     folder = Path(folder)
     project = Project.load(folder)
+    for source in sources:
+        if not Path(source).is_file():
+            raise UsageError(f"{source}: no such file; expected C to build with the firmware")
+    if PROTOCOLS[protocol] not in project.files:
+        raise ArtifactError(f"{folder}: made before there was {protocol}; compile the model again")
     compiler = shutil.which(COMPILER)
     if compiler is None:
         raise ToolError(f"{COMPILER} is not on PATH; on Debian: {INSTALL_COMPILER}")
@@ -74,8 +104,10 @@ def build(folder: str | Path) -> BuildReport:
     output.mkdir(exist_ok=True)
     for old in output.glob("*.su"):
         old.unlink()
-    elf = output / "firmware.elf"
-    sources = [name for name in project.files if name.endswith(".c")]
+    stem = "firmware" if protocol == "tbn" else f"firmware-{protocol}"
+    elf = output / f"{stem}.elf"
+    others = set(PROTOCOLS.values()) - {PROTOCOLS[protocol]}
+    own = [name for name in project.files if name.endswith(".c") and name not in others]
     board = project.board
     command = [
         compiler,
@@ -88,16 +120,18 @@ def build(folder: str | Path) -> BuildReport:
         "-I.",
         "-Idevice",
         *(f"-D{define}" for define in board.defines),
-        *sources,
+        f'-DTBN_BOARD_NAME="{board.name}"',
+        *own,
+        *(str(Path(source).resolve()) for source in sources),
         "-nostartfiles",
         "--specs=nano.specs",
         "-Wl,--gc-sections",
         "-Lboard",
         f"-Tboard/{board.linker_script.name}",
-        f"-Wl,-Map={output.name}/firmware.map",
+        f"-Wl,-Map={output.name}/{stem}.map",
         "-lm",
         "-o",
-        f"{output.name}/firmware.partial",
+        f"{output.name}/{stem}.partial",
     ]
     try:
         result = subprocess.run(
@@ -109,7 +143,7 @@ def build(folder: str | Path) -> BuildReport:
         if "will not fit in region" in result.stderr or "do not fit" in result.stderr:
             raise FitError(f"the firmware does not fit {board.name}:\n{result.stderr.strip()}")
         raise ToolError(f"{COMPILER} failed:\n{result.stderr.strip()}")
-    partial = output / "firmware.partial"
+    partial = output / f"{stem}.partial"
     _check_instructions(partial, board)
     stack = stack_report(partial, read_usage(output), board, f"{project.name}_run")
     if stack.with_fault > board.stack_bytes:
