@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import tvm
@@ -44,7 +45,8 @@ def family_of(target: tvm.target.Target) -> Family:
     if kind == "c":
         from tbn_tvm.schedules import cortex_m
 
-        return Family("cortex_m", cortex_m.RULES, cortex_m.KERNELS, frozenset(), True)
+        features = frozenset(target.keys) - {"cpu"}
+        return Family("cortex_m", cortex_m.RULES, cortex_m.KERNELS, features, True)
     if kind in ("cuda", "opencl"):
         from tbn_tvm.schedules import cuda
 
@@ -54,6 +56,11 @@ def family_of(target: tvm.target.Target) -> Family:
     wanted = {rule.feature for rule in cpu.RULES if rule.feature}
     present = frozenset(f for f in wanted if kind == "llvm" and _has_feature(f, target))
     return Family("cpu", cpu.RULES, cpu.KERNELS, present, False)
+
+
+def bare_metal(features: Iterable[str] = ()) -> tvm.target.Target:
+    """The target of generated C, for a core with some of the features of boards."""
+    return tvm.target.Target({"kind": "c", "keys": ["cpu", *sorted(features)]})
 
 
 def _has_feature(feature: str, target: tvm.target.Target) -> bool:

@@ -149,6 +149,7 @@ class Rule:
     max_segments: int | None = None
     whole_rows: bool = False
     known_extents: bool = False
+    known_batch: bool = False
 
     def fits(self, workload: Workload) -> bool:
         """Whether the rule covers a workload."""
@@ -172,6 +173,7 @@ class Rule:
                 or product.geometry.q >= product.geometry.n
             )
             and (not self.known_extents or workload.is_dense or bool(workload.extents))
+            and (not self.known_batch or workload.batch is not None)
         )
 
 

@@ -7,7 +7,6 @@ kept in a ring. Pixels outside the image have tables of zeros, so no window is a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,10 +101,46 @@ class Plan:
         return -(-self.run_tables // WORD_TABLES)
 
     @property
+    def row_entries(self) -> int:
+        """Table entries of a row of the ring."""
+        return self.width * self.tables * ENTRIES
+
+    @property
     def ring_bytes(self) -> int:
         """Scratch that the ring of tables takes."""
         size = 4 if self.workload.dtype == "float32" else 2
-        return self.reach[0] * self.width * self.tables * ENTRIES * size
+        return self.reach[0] * self.row_entries * size
+
+    def ring_place(self, row, column, tap, run):
+        """Where in the ring a run of a window begins."""
+        ring_row = (row * self.strides[0] + tap * self.dilation[0]) % self.reach[0]
+        pixel = column * self.strides[1] + run * self.dilation[1]
+        return ring_row * self.row_entries + pixel * self.tables * ENTRIES
+
+
+def filter_bits(signs: np.ndarray, plan: Plan) -> np.ndarray:
+    """The bits of filters in the order in which windows meet them.
+
+    Parameters
+    ----------
+    signs : numpy.ndarray
+        bool, shape ``(groups, filters, C * taps)``, channel-major.
+    plan : Plan
+        The convolution.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool, shape ``(groups, filters, kernel rows, runs, columns)``: the channels of each tap of
+        a run, tap by tap, filled up with zeros to whole tables.
+    """
+    groups, filters, _ = signs.shape
+    height, width = plan.kernel
+    channels = plan.workload.channels
+    taps = taps_first(signs, plan.workload.taps).reshape(groups, filters, height, width, channels)
+    padded = np.zeros((groups, filters, height, width, plan.tables * TABLE_COLUMNS), dtype=bool)
+    padded[..., :channels] = taps
+    return padded.reshape(groups, filters, height, plan.runs, plan.run_tables * TABLE_COLUMNS)
 
 
 def filter_words(signs: np.ndarray, plan: Plan) -> np.ndarray:
@@ -125,13 +160,7 @@ def filter_words(signs: np.ndarray, plan: Plan) -> np.ndarray:
         words is the index into its ``t``-th table, bit ``b`` set where channel ``4 * c + b`` of
         its tap has +1. Channels past the end are clear: they are zeros in the table.
     """
-    groups, filters, _ = signs.shape
-    height, width = plan.kernel
-    channels = plan.workload.channels
-    taps = taps_first(signs, plan.workload.taps).reshape(groups, filters, height, width, channels)
-    padded = np.zeros((groups, filters, height, width, plan.tables * TABLE_COLUMNS), dtype=bool)
-    padded[..., :channels] = taps
-    bits = padded.reshape(groups, filters, height, plan.runs, plan.run_tables * TABLE_COLUMNS)
+    bits = filter_bits(signs, plan)
     whole = np.zeros((*bits.shape[:-1], plan.run_words * 32), dtype=bool)
     whole[..., : bits.shape[-1]] = bits
     packed = np.packbits(whole, axis=-1, bitorder="little").view("<u4")
@@ -149,36 +178,90 @@ class LookupConv(Kernel):
         return filter_words(sign_rows(tile, workload.product), Plan(workload))
 
     def prim_func(self, workload: Workload, configs: tuple[Config, ...]) -> tir.PrimFunc:
-        return _prim_func(workload, Plan(workload))
+        plan = Plan(workload)
+        product = workload.product
+        shape = (product.groups, product.unique_rows, plan.kernel[0], plan.runs, plan.run_words)
+        table_dtype, sum_dtype = lookup.dtypes(workload.dtype)
+
+        def fill(ring, at, values):
+            lookup.fill(ring, at, values, workload.dtype)
+
+        def windows(ring, words, result, group, row, column):
+            with T.serial(0, product.unique_rows) as filter_:
+                _window(ring, words, result, workload, group, filter_, row, column)
+
+        empty = lookup.zero(workload.dtype)
+        return ring_func(
+            workload, (shape, "uint32"), (table_dtype, sum_dtype, empty), fill, windows
+        )
 
 
-def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
-    product = workload.product
+def _window(ring, words, result, workload: Workload, group, filter_, row, column) -> None:
+    """A filter's dot product with a window."""
+    plan = Plan(workload)
+    table_dtype, sum_dtype = lookup.dtypes(workload.dtype)
+    total = T.alloc_buffer((1,), sum_dtype)
+    word = T.alloc_buffer((1,), "uint32")
+    lookups = plan.kernel[0] * plan.runs * plan.run_tables
+    T.buffer_store(total, lookup.start(workload.dtype, lookups), [0])
+    with T.serial(0, plan.kernel[0]) as tap, T.serial(0, plan.runs) as run:
+        # A pointer of its own: the rest of an address is then one instruction.
+        near = T.decl_buffer(
+            (plan.run_tables * ENTRIES,),
+            table_dtype,
+            data=T.address_of(ring[plan.ring_place(row, column, tap, run)]),
+        )
+
+        def look_up(at, count):
+            T.buffer_store(word, words[group, filter_, tap, run, at], [0])
+            first = at * WORD_TABLES * ENTRIES
+            for entry in lookup.looked_up(near, word[0], count, workload.dtype, first):
+                T.buffer_store(total, total[0] + entry, [0])
+
+        full, rest = divmod(plan.run_tables, WORD_TABLES)
+        if full:
+            with T.serial(0, full) as at:
+                look_up(at, WORD_TABLES)
+        if rest:
+            look_up(full, rest)
+    T.buffer_store(result, total[0], [group, filter_, row, column])
+
+
+def ring_func(workload: Workload, laid_out, dtypes, fill, windows) -> tir.PrimFunc:
+    """A convolution through a ring of tables.
+
+    Parameters
+    ----------
+    workload : Workload
+        What to compute.
+    laid_out : tuple
+        Shape and dtype of the words.
+    dtypes : tuple
+        Dtypes of tables and of sums, and the entry for activations of zero.
+    fill : callable
+        ``(ring, at, values)`` writes the table of four activations.
+    windows : callable
+        ``(ring, words, result, group, row, column)`` writes all filters' results at a position.
+    """
+    plan, product = Plan(workload), workload.product
     groups, filters = product.groups, product.unique_rows
     channels, tables = workload.channels, plan.tables
     height, width = plan.inputs
     reach, columns = plan.reach[0], plan.width
-    (out_h, out_w), (step_h, step_w) = plan.outputs, plan.strides
-    table_dtype, sum_dtype = lookup.dtypes(workload.dtype)
-    row_floats = columns * tables * ENTRIES
+    (out_h, out_w), step_h = plan.outputs, plan.strides[0]
+    table_dtype, sum_dtype, empty = dtypes
     with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
         x = T.arg("x", T.Buffer((1, groups * channels, *workload.extents), workload.dtype))
-        words = T.arg(
-            "words",
-            T.Buffer((groups, filters, plan.kernel[0], plan.runs, plan.run_words), "uint32"),
-        )
+        words = T.arg("words", T.Buffer(*laid_out))
         shape = (1, groups, filters, 1, *workload.out_extents)
         dots = T.arg("dots", T.Buffer(shape, sum_dtype))
         image = T.decl_buffer((groups * channels, height, width), workload.dtype, data=x.data)
         result = T.decl_buffer((groups, filters, out_h, out_w), sum_dtype, data=dots.data)
-        ring = T.alloc_buffer((reach * row_floats,), table_dtype)
-
-        def put(value, *at):
-            T.buffer_store(ring, value, list(at))
+        ring = T.alloc_buffer((reach * plan.row_entries,), table_dtype)
 
         def clear(start, count):
             with T.serial(0, count) as i:
-                put(lookup.zero(workload.dtype), start + i)
+                T.buffer_store(ring, empty, [start + i])
 
         def tabulate(group, row, column, at):
             """The tables of a pixel."""
@@ -193,7 +276,7 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
                         inside = table * TABLE_COLUMNS + c < channels
                         value = tir.if_then_else(inside, value, tir.const(0, sum_dtype))
                     values.append(value)
-                lookup.fill(ring, at + table * ENTRIES, values, workload.dtype)
+                fill(ring, at + table * ENTRIES, values)
 
         before, after = plan.before[1], max(columns - plan.before[1] - width, 0)
         pixels = min(width, columns - before)
@@ -201,7 +284,7 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
         def build(group, row):
             """The ring's tables of an input row, counted from the padding's first."""
             source = row - plan.before[0]
-            start = row % reach * row_floats
+            start = row % reach * plan.row_entries
             with T.If(tir.all(source >= 0, source < height)):
                 with T.Then():
                     if before:
@@ -214,37 +297,7 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
                         past = (before + pixels) * tables * ENTRIES
                         clear(start + past, after * tables * ENTRIES)
                 with T.Else():
-                    clear(start, row_floats)
-
-        def window(group, filter_, row, column):
-            """A filter's dot product with a window."""
-            total = T.alloc_buffer((1,), sum_dtype)
-            word = T.alloc_buffer((1,), "uint32")
-            lookups = plan.kernel[0] * plan.runs * plan.run_tables
-            T.buffer_store(total, lookup.start(workload.dtype, lookups), [0])
-            with T.serial(0, plan.kernel[0]) as tap:
-                ring_row = (row * step_h + tap * plan.dilation[0]) % reach
-                with T.serial(0, plan.runs) as run:
-                    pixel = column * step_w + run * plan.dilation[1]
-                    base = ring_row * row_floats + pixel * tables * ENTRIES
-                    # A pointer of its own: the rest of an address is then one instruction.
-                    near = T.decl_buffer(
-                        (plan.run_tables * ENTRIES,), table_dtype, data=T.address_of(ring[base])
-                    )
-
-                    def look_up(at, count):
-                        T.buffer_store(word, words[group, filter_, tap, run, at], [0])
-                        first = at * WORD_TABLES * ENTRIES
-                        for entry in lookup.looked_up(near, word[0], count, workload.dtype, first):
-                            T.buffer_store(total, total[0] + entry, [0])
-
-                    full, rest = divmod(plan.run_tables, WORD_TABLES)
-                    if full:
-                        with T.serial(0, full) as at:
-                            look_up(at, WORD_TABLES)
-                    if rest:
-                        look_up(full, rest)
-            T.buffer_store(result, total[0], [group, filter_, row, column])
+                    clear(start, plan.row_entries)
 
         with T.serial(0, groups) as group:
             fresh = min(step_h, reach)
@@ -254,11 +307,6 @@ def _prim_func(workload: Workload, plan: Plan) -> tir.PrimFunc:
             with T.serial(0, out_h) as row:
                 with T.serial(0, fresh) as i:
                     build(group, row * step_h + reach - fresh + i)
-                with T.serial(0, out_w) as column, T.serial(0, filters) as filter_:
-                    window(group, filter_, row, column)
+                with T.serial(0, out_w) as column:
+                    windows(ring, words, result, group, row, column)
     return builder.get().with_attrs({"tirx.noalias": True, SCHEDULED: True})
-
-
-def ring_kib(workload: Workload) -> float:
-    """KiB of tables: what a rule weighs against a board's RAM."""
-    return Plan(workload).ring_bytes / 1024 if workload.extents else math.inf

@@ -124,16 +124,15 @@ def lower_model(
     TbnError
         For operators that have no bare-metal form.
     """
-    import tvm
-
     from tbn_tvm import pipeline
     from tbn_tvm.micro.planner import plan_arena
     from tbn_tvm.micro.program import extract_program
+    from tbn_tvm.schedules.families import bare_metal
 
     if io not in IO:
         raise UsageError(f"io {io!r}: expected {' or '.join(IO)}")
     check_samples_independent(model)
-    target = tvm.target.Target({"kind": "c"})
+    target = bare_metal(() if board is None else board.features)
     phases, quantization = pipeline.cortex_m_phases(target), None
     mod = model.mod
     if calibration is not None:
