@@ -154,9 +154,10 @@ class _Lowerer(PyExprMutator):
             "sources": list(choice.sources),
             "reads": len(operands),
         }
-        shape = call.ty.shape.values
         return self.builder_.call_te(
-            lambda *tensors: fused.stand_in(list(tensors), shape, plan),
+            lambda *tensors: fused.stand_in(
+                list(tensors), _output_shape(tensors[0], workload), plan
+            ),
             *operands,
             primfunc_name_hint=_short(call),
             primfunc_attrs=_FUSED_ATTRS,
@@ -205,6 +206,14 @@ class _Lowerer(PyExprMutator):
             primfunc_name_hint=f"{_short(call)}_dots",
             primfunc_attrs=PRODUCT_ATTRS,
         )
+
+
+def _output_shape(x, workload: Workload) -> list:
+    """The outputs' shape in terms of the input's own symbols."""
+    rows = workload.product.geometry.m
+    if workload.is_dense:
+        return [*x.shape[:-1], rows]
+    return [x.shape[0], rows, *workload.window.output_extents(list(x.shape[2:]))]
 
 
 def _short(call: relax.Call) -> str:

@@ -332,7 +332,9 @@ def resolve_target(target: str | dict):
     from tvm.target import codegen
 
     if target["kind"] == "cuda":
-        target = {**target, **_cuda_target(target.get("arch"))}
+        # An architecture spelt out in a description is taken as it is.
+        arch = {"arch": cuda.check_arch(str(target["arch"]))} if "arch" in target else {}
+        target = {**_cuda_target(None), **target, **arch}
     try:
         _tvm_target(target)
     except Exception as error:

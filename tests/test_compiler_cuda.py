@@ -238,7 +238,8 @@ def test_without_a_device_the_default_architecture_is_taken(monkeypatch):
     assert compiler.resolve_target('{"kind": "cuda"}') == {"kind": "cuda", "arch": "sm_80"}
     monkeypatch.setattr(cuda, "device_arch", lambda: "sm_120")
     assert compiler.resolve_target("cuda") == {"kind": "cuda", "arch": "sm_120"}
-    assert compiler.resolve_target("cuda=sm_90") == {"kind": "cuda", "arch": "sm_90"}
+    # Hopper's own instructions go by the suffix.
+    assert compiler.resolve_target("cuda=sm_90") == {"kind": "cuda", "arch": "sm_90a"}
 
 
 def test_without_nvcc_it_is_told_what_to_install(tiny, monkeypatch):
