@@ -57,12 +57,12 @@ def _schedule(func: tir.PrimFunc, threads: bool) -> tir.PrimFunc:
         if _reduces(sch, block):
             if len(loops) == len(kinds):
                 sch.decompose_reduction(block, loops[kinds.index(tir.IterVar.CommReduce)])
-        elif threads and len(loops) > 1:
-            shared = _elements(sch, loops) >= PARALLEL_ELEMENTS
+        elif len(loops) > 1:
+            shared = threads and _elements(sch, loops) >= PARALLEL_ELEMENTS
             period = _period(sch, block)
             if period is not None:
                 sch.split(loops[-1], [None, period])
-            elif len(loops) > 3 and _reads_tails_in_order(sch, block):
+            elif threads and len(loops) > 3 and _reads_tails_in_order(sch, block):
                 # One long loop, which vectorises whatever the width of an image.
                 sch.fuse(*loops[2:])
             if shared:
