@@ -1,5 +1,7 @@
 """The planned and the measured use of memory."""
 
+import gc
+
 import numpy as np
 import pytest
 import tvm
@@ -86,9 +88,10 @@ def test_free_extents_are_taken_to_be_the_batch(batch):
 
 
 def test_memory_taken_is_measured():
+    gc.collect()  # what other tests left must not go back in between
     meter = MemoryMeter(tvm.cpu())
     assert meter.peak == 0
-    held = np.ones(64 << 20, np.uint8)
-    assert meter.sample() > 60 << 20
+    held = np.ones(512 << 20, np.uint8)
+    assert meter.sample() > 256 << 20
     del held
-    assert meter.sample() > 60 << 20, "a peak stays"
+    assert meter.sample() > 256 << 20, "a peak stays"
