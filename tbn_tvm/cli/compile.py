@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -79,6 +80,18 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="where the zero of int8 tensors lies",
     )
     parser.add_argument(
+        "--io",
+        choices=["arena", "static"],
+        default="arena",
+        help="where inputs and outputs lie on a board: in the arena, whose memory they share with "
+        "what else is needed (default), or in static buffers, where inputs survive a run",
+    )
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw a board's arena over time (.png, .pdf or .svg; needs matplotlib)",
+    )
+    parser.add_argument(
         "-o", "--output", metavar="PATH", help="artifact file, or folder of a project or export"
     )
     parser.add_argument("--name", help="the model's name in generated C")
@@ -109,6 +122,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--records {args.records}: no such folder; tbn-tvm tune writes one")
     if (args.activations == "int8") != bool(args.calibration):
         raise UsageError("--activations int8 and --calibration FILE belong together")
+    if args.plot and is_file:
+        raise UsageError(f"--plot is for boards, not for {args.target}")
+    if args.plot:
+        from tbn_tvm.micro.arena_plot import check_plot
+
+        check_plot(args.plot)
     if args.calibration and is_file:
         raise UsageError(f"--activations int8 is for boards, not for {args.target}")
     tell = _progress() if not args.json else None
@@ -127,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         max_batch=args.max_batch,
         cuda_graph=args.cuda_graph,
+        io=args.io,
     )
     if isinstance(compiled, Artifact):
         path = compiled.save(args.output or f"{name}.tbn")
@@ -155,24 +175,55 @@ def run(args: argparse.Namespace) -> int:
             report["source"] = str(write_whole(path.with_suffix(".cu"), compiled.source))
             lines.append(("source", report["source"]))
     else:
-        path = compiled.save(args.output or f"{name}-{compiled.board.name}")
-        report = {
-            "project": str(path),
-            "board": compiled.board.name,
-            "memory": compiled.memory,
-            **compiled.signature.to_dict(),
-            "layers": compiled.layers,
-        }
-        lines = [
-            ("project", str(path)),
-            ("weights in flash, bytes", compiled.memory["weights"]),
-            ("arena in RAM, bytes", compiled.memory["arena"]),
-            ("arena's lower bound, bytes", compiled.memory["arena_lower_bound"]),
-        ]
+        return _report_board(args, compiled, tell)
     if args.json:
         print_json(report)
     else:
         print_table(f"{name} for {args.target}", ("", ""), lines)
+    return 0
+
+
+def _report_board(args: argparse.Namespace, project, tell) -> int:
+    """Save a board's project, build it where there is a compiler, and tell what it takes."""
+    from tbn_tvm.cli.output import print_memory
+    from tbn_tvm.micro.arena_plot import plot_arena
+    from tbn_tvm.micro.build import COMPILER, INSTALL_COMPILER, build
+    from tbn_tvm.micro.report import memory_report, save_report
+
+    path = project.save(args.output or f"{project.name}-{project.board.name}")
+    built = None
+    if shutil.which(COMPILER):
+        (tell or (lambda _step: None))("building")
+        built = build(path)
+    memory = memory_report(project, built)
+    saved = save_report(path, memory)
+    plotted = plot_arena(memory, args.plot) if args.plot else None
+    if args.json:
+        sums = ("weights", "arena", "arena_lower_bound", "io")
+        print_json(
+            {
+                "project": str(path),
+                "board": project.board.name,
+                "memory": {key: project.memory[key] for key in sums},
+                "memory_report": memory,
+                "plot": plotted and str(plotted),
+                **project.signature.to_dict(),
+                "layers": project.layers,
+            }
+        )
+        return 0
+    files = [("project", str(path)), ("this report as JSON", str(saved))]
+    print_table(
+        f"{project.name} for {project.board.name}",
+        ("", ""),
+        [*files, *([("plot", str(plotted))] if plotted else [])],
+    )
+    print_memory(memory)
+    if built is None:
+        print(
+            f"code sizes and stack: unknown without {COMPILER}; on Debian: {INSTALL_COMPILER}",
+            file=sys.stderr,
+        )
     return 0
 
 

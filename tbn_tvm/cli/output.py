@@ -49,6 +49,15 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence]) ->
     console.print(table)
 
 
+def print_memory(report: dict) -> None:
+    """The tables of a board's memory report."""
+    from tbn_tvm.micro.report import COLUMNS, layer_rows, map_rows, total_rows
+
+    print_table("bytes by layer", COLUMNS, layer_rows(report))
+    print_table("bytes in all", ("", ""), total_rows(report))
+    print_table("the arena", ("offset", "bytes", "steps", "buffer"), map_rows(report))
+
+
 def show(value) -> str:
     """A cell's text."""
     if isinstance(value, bool):

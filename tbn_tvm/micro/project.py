@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from tbn_tvm.errors import ArtifactError, FitError, TbnError, UsageError
 from tbn_tvm.micro.folder import write_folder
 from tbn_tvm.micro.quantization import Quantization
+from tbn_tvm.micro.report import fullest_step, planned_memory
 from tbn_tvm.runtime import content_hash
 from tbn_tvm.signature import Signature
 from tbn_tvm.targets import FOLDER as TARGETS
@@ -20,7 +20,7 @@ from tbn_tvm.targets import Board, load_board
 
 if TYPE_CHECKING:
     from tbn_tvm.compiler import Imported
-    from tbn_tvm.micro.program import Buffer
+    from tbn_tvm.micro.lower import Lowered
     from tbn_tvm.micro.quantization import Calibration
 
 SCHEMA = 1
@@ -54,7 +54,7 @@ class Project:
     layers : list of dict
         A row a layer, as :class:`tbn_tvm.inspect.LayerInfo`.
     memory : dict
-        Planned bytes: ``weights``, ``arena``, ``arena_lower_bound``, ``io``.
+        Planned bytes, as :func:`tbn_tvm.micro.report.planned_memory` gives them.
     digest : str
         SHA-256 of the generated C, hexadecimal; its first eight bytes are in the firmware.
     versions : dict
@@ -213,7 +213,7 @@ def create_project(
             f"{MAX_TENSORS}"
         )
     lowered = lower_model(model, board, dump_ir=dump_ir, calibration=calibration, io=io)
-    check_fit(board, lowered.memory, model.layers, lowered.program.buffers)
+    check_fit(board, lowered)
     digest, generated = lowered.sources()
     files = {name: text.encode() for name, text in generated.items()}
     files.update(_support_files(board))
@@ -222,7 +222,7 @@ def create_project(
         board=board,
         signature=model.signature,
         layers=[layer.to_dict() for layer in model.layers],
-        memory=lowered.memory,
+        memory=planned_memory(lowered),
         digest=digest,
         versions=versions(),
         files=files,
@@ -230,7 +230,7 @@ def create_project(
     )
 
 
-def check_fit(board: Board, memory: dict, layers: list, buffers: Sequence[Buffer] = ()) -> None:
+def check_fit(board: Board, lowered: Lowered) -> None:
     """Refuse a model that cannot fit, with the table of what takes how much.
 
     Raises
@@ -239,23 +239,26 @@ def check_fit(board: Board, memory: dict, layers: list, buffers: Sequence[Buffer
         Where the weights with the least code exceed the flash, or arena, stack and the server's
         data the RAM.
     """
+    memory = lowered.memory
     weights = memory["weights"]
     flash = weights + SERVER_FLASH_BYTES
-    ram = memory["arena"] + board.stack_bytes + SERVER_RAM_BYTES
+    ram = memory["arena"] + memory["io"] + board.stack_bytes + SERVER_RAM_BYTES
     if flash <= board.flash_bytes and ram <= board.ram_bytes:
         return
+    io = f"{memory['io']:,} of inputs and outputs, " if memory["io"] else ""
     raise FitError(
         "\n".join(
             [
                 f"the model does not fit {board.name}:",
                 f"  flash: {weights:,} bytes of weights, {board.flash_bytes:,} available, "
                 f"of which code takes {SERVER_FLASH_BYTES:,} or more",
-                f"  RAM: {memory['arena']:,} bytes of arena, {board.stack_bytes:,} of stack and "
-                f"{SERVER_RAM_BYTES:,} of the server's, {board.ram_bytes:,} available",
-                "weights by layer:",
-                *(f"  {layer.name}: {layer.nbytes:,} bytes" for layer in layers),
+                f"  RAM: {memory['arena']:,} bytes of arena, {io}"
+                f"{board.stack_bytes:,} of stack and {SERVER_RAM_BYTES:,} of the server's, "
+                f"{board.ram_bytes:,} available",
+                "by layer, bytes:",
+                *_layer_lines(lowered),
                 "arena, where it is fullest:",
-                *(f"  {buffer.name}: {buffer.nbytes:,} bytes" for buffer in _fullest(buffers)),
+                *(f"  {buffer.name}: {buffer.nbytes:,} bytes" for buffer in fullest_step(lowered)),
                 "use a larger p, tile more layers (tbn-tvm inspect shows which are float), or a "
                 "smaller input",
             ]
@@ -263,14 +266,13 @@ def check_fit(board: Board, memory: dict, layers: list, buffers: Sequence[Buffer
     )
 
 
-def _fullest(buffers: Sequence[Buffer]) -> list[Buffer]:
-    """The buffers alive at the step where their sum is largest, the largest first."""
-    alive = (
-        [buffer for buffer in buffers if buffer.first <= step <= buffer.last]
-        for step in sorted({buffer.first for buffer in buffers})
-    )
-    fullest = max(alive, key=lambda there: sum(b.nbytes for b in there), default=[])
-    return sorted(fullest, key=lambda buffer: -buffer.nbytes)
+def _layer_lines(lowered: Lowered) -> list[str]:
+    """What each layer takes, a line a layer."""
+    return [
+        f"  {row['layer']}: {row['weights']:,} bytes of weights, {row['scratch']:,} of scratch, "
+        f"{row['output']:,} of output, {row['arena']:,} of arena at its fullest step"
+        for row in planned_memory(lowered)["layers"]
+    ]
 
 
 def _is_project(folder: Path) -> bool:
