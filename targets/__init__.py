@@ -167,7 +167,10 @@ def load_board(name: str) -> Board:
         clock_hz=positive("core.clock_hz"),
         sources=tuple(FOLDER / source for source in strings("sources")),
         linker_script=FOLDER / entry("linker_script", str),
-        defines=tuple(f"{key}={value}" for key, value in defines.items()),
+        defines=(
+            *(f"{key}={value}" for key, value in defines.items()),
+            f"TBN_TIMER_HZ={positive('core.clock_hz')}u",
+        ),
         emulator_machine=entry("emulator.machine", str),
         instructions_per_tick=Fraction(_INSTRUCTIONS_PER_SECOND, positive("emulator.timer_hz")),
         pyocd_target=entry("probe.pyocd_target", str) if "probe" in fields else None,

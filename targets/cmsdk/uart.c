@@ -15,16 +15,14 @@ void tbn_uart_init(void)
   CTRL = 3u;     /* transmitter and receiver on */
 }
 
-uint8_t tbn_uart_read(void)
+int32_t tbn_uart_poll(void)
 {
-  while ((STATE & STATE_RX_FULL) == 0u) {
-  }
-  return (uint8_t)DATA;
+  return (STATE & STATE_RX_FULL) != 0u ? (int32_t)(DATA & 0xFFu) : -1;
 }
 
-void tbn_uart_write(uint8_t byte)
+int tbn_uart_offer(uint8_t byte)
 {
-  while ((STATE & STATE_TX_FULL) != 0u) {
-  }
+  if ((STATE & STATE_TX_FULL) != 0u) return 0;
   DATA = byte;
+  return 1;
 }

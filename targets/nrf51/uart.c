@@ -26,12 +26,17 @@
 
 #define DISCONNECTED 0xFFFFFFFFu
 
+/* Far beyond the crystal's start-up time of about 1 ms (PS, 16 MHz crystal oscillator). */
+#define ATTEMPTS 100000u
+
+static uint8_t sending; /* a byte was sent, and its end not yet seen */
+
 void tbn_uart_init(void)
 {
   /* The crystal oscillator: the RC oscillator is too inexact for a UART (RM, CLOCK). */
   EVENTS_HFCLKSTARTED = 0u;
   TASKS_HFCLKSTART = 1u;
-  while (EVENTS_HFCLKSTARTED == 0u) {
+  for (uint32_t i = 0; i < ATTEMPTS && EVENTS_HFCLKSTARTED == 0u; ++i) {
   }
   OUTSET = 1u << TBN_UART_TX_PIN;
   PIN_CNF(TBN_UART_TX_PIN) = 3u;   /* output, input buffer off (RM, GPIO) */
@@ -48,18 +53,18 @@ void tbn_uart_init(void)
   TASKS_STARTTX = 1u;
 }
 
-uint8_t tbn_uart_read(void)
+int32_t tbn_uart_poll(void)
 {
-  while (EVENTS_RXDRDY == 0u) {
-  }
+  if (EVENTS_RXDRDY == 0u) return -1;
   EVENTS_RXDRDY = 0u; /* before the read, which lets the next byte raise it (RM, UART: reception) */
-  return (uint8_t)RXD;
+  return (int32_t)(RXD & 0xFFu);
 }
 
-void tbn_uart_write(uint8_t byte)
+int tbn_uart_offer(uint8_t byte)
 {
+  if (sending && EVENTS_TXDRDY == 0u) return 0;
   EVENTS_TXDRDY = 0u;
+  sending = 1u;
   TXD = byte;
-  while (EVENTS_TXDRDY == 0u) {
-  }
+  return 1;
 }

@@ -27,7 +27,7 @@ static uint32_t start_clock(void)
   for (uint32_t i = 0; i < ATTEMPTS; ++i) {
     if ((RCC_CR & PLLRDY) == 0u) continue;
     RCC_CFGR |= SW_PLL;
-    while (SWS(RCC_CFGR) != SW_PLL) {
+    for (uint32_t j = 0; j < ATTEMPTS && SWS(RCC_CFGR) != SW_PLL; ++j) {
     }
     return 24000000u;
   }

@@ -34,10 +34,10 @@ static uint32_t start_clock(void)
     if ((RCC_CR & PLLRDY) == 0u) continue;
     /* Caches and prefetch on, 5 wait states (table 10: 150 to 168 MHz at 2.7 to 3.6 V). */
     FLASH_ACR = 1u << 10 | 1u << 9 | 1u << 8 | 5u;
-    while ((FLASH_ACR & 7u) != 5u) {
+    for (uint32_t j = 0; j < ATTEMPTS && (FLASH_ACR & 7u) != 5u; ++j) {
     }
     RCC_CFGR = 4u << 13 | 5u << 10 | SW_PLL; /* APB2 84 MHz, APB1 42 MHz */
-    while (SWS(RCC_CFGR) != SW_PLL) {
+    for (uint32_t j = 0; j < ATTEMPTS && SWS(RCC_CFGR) != SW_PLL; ++j) {
     }
     return 84000000u;
   }

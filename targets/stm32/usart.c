@@ -19,16 +19,15 @@ void tbn_uart_init(void)
   CR1 = 1u << 13 | 1u << 3 | 1u << 2; /* UE, TE, RE */
 }
 
-uint8_t tbn_uart_read(void)
+int32_t tbn_uart_poll(void)
 {
-  while ((SR & SR_RXNE) == 0u) { /* reading SR, then DR also clears an overrun */
-  }
-  return (uint8_t)DR;
+  /* Reading SR, then DR also clears an overrun. */
+  return (SR & SR_RXNE) != 0u ? (int32_t)(DR & 0xFFu) : -1;
 }
 
-void tbn_uart_write(uint8_t byte)
+int tbn_uart_offer(uint8_t byte)
 {
-  while ((SR & SR_TXE) == 0u) {
-  }
+  if ((SR & SR_TXE) == 0u) return 0;
   DR = byte;
+  return 1;
 }

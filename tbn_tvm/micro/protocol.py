@@ -1,18 +1,23 @@
 """Frames between host and device, and the host's end of the conversation.
 
-A frame is ``0xA7, kind, sequence, length (2 bytes), payload, CRC-32 (4 bytes)``, integers little
-endian, the CRC over everything between the first byte and itself. The host asks, the device
-answers with the same sequence number. A frame that is damaged or lost is asked for again: reading
-and writing are idempotent, and the device answers a repeated RUN from memory. Inputs and outputs
-are checked by a CRC of their own, so a wrong result is never taken for a right one.
-``device/tbn_server.c`` is the other end.
+A frame is ``0xA7, kind, sequence, length, check, payload, CRC-32 (4 bytes)``, integers little
+endian. The check byte is of kind, sequence and length, so that a damaged length is found before
+anyone waits for so many bytes; the CRC is of everything between the first byte and itself.
+
+The host asks, the device answers with the same sequence number. A frame that is lost is asked for
+again after a time that follows the answers' usual delay, a damaged one at once: the device tells
+of it. Reading and writing are idempotent, and the device answers a repeated RUN from memory.
+Where frames get lost, they become smaller. Inputs and outputs are checked by a CRC of their own,
+so a wrong result is never taken for a right one. ``device/tbn_server.c`` is the other end.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -20,10 +25,16 @@ from tbn_tvm.errors import DeviceError
 from tbn_tvm.micro.transport import Transport
 
 MAGIC = 0xA7
-HEADER = struct.Struct("<BBBH")
+HEADER = struct.Struct("<BBBBB")
 CRC = struct.Struct("<I")
-MAX_PAYLOAD = 256
-VERSION = 2
+MAX_PAYLOAD = 255
+VERSION = 3
+
+_LEAST_ROOM = 16
+_MORE_ROOM = 8
+_FIRST_INTERVAL = 0.05
+_LEAST_INTERVAL = 0.005
+_MOST_PATIENCE = 8
 
 
 class Kind(IntEnum):
@@ -39,8 +50,8 @@ class Kind(IntEnum):
 
 
 REPLY = 0x80
+_BAD_INPUT, _DAMAGED = 3, 4
 _ERRORS = {1: "malformed request", 2: "address outside the buffer", 3: "input differs from its CRC"}
-_BAD_INPUT = 3
 
 
 @dataclass(frozen=True)
@@ -72,17 +83,35 @@ class Fault(DeviceError):
         self.pc, self.lr, self.status = pc, lr, status
 
 
+def header_check(kind: int, sequence: int, length: int) -> int:
+    """The header's last byte; the factors tell bytes that were shifted by one that got lost."""
+    return (0x5A + kind + 3 * sequence + 5 * length) & 0xFF
+
+
 def encode(frame: Frame) -> bytes:
     """The bytes of a frame."""
-    body = HEADER.pack(MAGIC, frame.kind, frame.sequence, len(frame.payload)) + frame.payload
+    fields = frame.kind, frame.sequence, len(frame.payload)
+    body = HEADER.pack(MAGIC, *fields, header_check(*fields)) + frame.payload
     return body + CRC.pack(zlib.crc32(body[1:]))
 
 
 class Decoder:
-    """Finds frames in a stream of bytes that may be damaged."""
+    """Finds frames in a stream of bytes that may be damaged.
+
+    Attributes
+    ----------
+    damaged : int
+        How often something began like a frame and was none.
+    """
 
     def __init__(self) -> None:
+        self.damaged = 0
         self._buffer = bytearray()
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a frame that is not yet whole."""
+        return len(self._buffer)
 
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes; give the undamaged frames they complete."""
@@ -92,9 +121,9 @@ class Decoder:
             del self._buffer[:start]
             if len(self._buffer) < HEADER.size:
                 return frames
-            _, kind, sequence, length = HEADER.unpack_from(self._buffer)
-            end = HEADER.size + length
-            if length <= MAX_PAYLOAD:
+            _, kind, sequence, length, check = HEADER.unpack_from(self._buffer)
+            if check == header_check(kind, sequence, length):
+                end = HEADER.size + length
                 if len(self._buffer) < end + CRC.size:
                     return frames
                 (crc,) = CRC.unpack_from(self._buffer, end)
@@ -104,9 +133,46 @@ class Decoder:
                     del self._buffer[: end + CRC.size]
                     continue
             # Not a frame after all: look for the next start just behind this one.
+            self.damaged += 1
             del self._buffer[0]
         self._buffer.clear()
         return frames
+
+    def give_up(self) -> list[Frame]:
+        """Take the frame begun for noise; give the frames that lie in it."""
+        if not self._buffer:
+            return []
+        self.damaged += 1
+        del self._buffer[0]
+        return self.feed(b"")
+
+
+class _Delay:
+    """How long answers take, from those that came (RFC 6298)."""
+
+    def __init__(self) -> None:
+        self._mean: float | None = None
+        self._deviation = 0.0
+
+    def learn(self, seconds: float) -> None:
+        """One answer's delay."""
+        if self._mean is None:
+            self._mean, self._deviation = seconds, seconds / 2
+            return
+        self._deviation += (abs(seconds - self._mean) - self._deviation) / 4
+        self._mean += (seconds - self._mean) / 8
+
+    @property
+    def interval(self) -> float:
+        """When an answer has to be taken for lost."""
+        if self._mean is None:
+            return _FIRST_INTERVAL
+        return max(_LEAST_INTERVAL, self._mean + 4 * self._deviation)
+
+    @property
+    def patience(self) -> float:
+        """The most to wait for one answer."""
+        return math.inf if self._mean is None else _MOST_PATIENCE * self.interval
 
 
 class Link:
@@ -117,19 +183,30 @@ class Link:
     transport : Transport
         Carries bytes.
     timeout : float
-        The interval: seconds to wait for a reply before asking again.
+        The longest interval: seconds after which a request is repeated, where nothing is known of
+        how long its answer takes, or where it was repeated in vain.
     attempts : int
-        How often to ask.
+        After how many such intervals a device is given up.
+
+    Attributes
+    ----------
+    retries : int
+        Requests that were repeated.
+    room : int
+        Bytes of payload in a frame: fewer where frames get lost.
     """
 
     def __init__(self, transport: Transport, timeout: float = 2.0, attempts: int = 8) -> None:
         self.transport, self.timeout, self.attempts = transport, timeout, attempts
         self.retries = 0
+        self.room = MAX_PAYLOAD
         self._decoder = Decoder()
-        self._sequence = 0
+        self._sequence = self._last_asked = 0
+        # A run takes its own time; everything else is of one kind.
+        self._run_delay, self._short_delay = _Delay(), _Delay()
 
     def request(self, kind: Kind, payload: bytes = b"", timeout: float | None = None) -> bytes:
-        """Ask, and return the reply's payload.
+        """Ask, as often as it takes, and return the reply's payload.
 
         Parameters
         ----------
@@ -138,8 +215,7 @@ class Link:
         payload : bytes
             With what.
         timeout : float, optional
-            Seconds until the device is given up, by default ``attempts`` intervals; within them
-            the request is repeated every interval.
+            Seconds until the device is given up, by default ``attempts`` intervals.
 
         Raises
         ------
@@ -150,44 +226,115 @@ class Link:
         DamagedInput
             Where the device says that an input arrived damaged.
         """
-        self._sequence = (self._sequence + 1) & 0xFF
-        frame = encode(Frame(kind, self._sequence, payload))
         limit = self.timeout * self.attempts if timeout is None else timeout
-        asked, end = 0, time.monotonic() + limit
+        frame, delay = self._frame(kind, payload), self._delay(kind)
+        end, asked = time.monotonic() + limit, 0
+        interval, most = min(delay.interval, self.timeout), min(delay.patience, self.timeout)
         while asked == 0 or time.monotonic() < end:
-            if asked:
-                self.retries += 1
-                # Noise may have looked like the start of a frame, and the reply like its payload.
-                self._decoder = Decoder()
-                # Completes whatever frame the device may still be waiting for, with garbage.
-                self.transport.write(bytes(HEADER.size + MAX_PAYLOAD + CRC.size))
-            self.transport.write(frame)
+            self.retries += asked > 0
+            reply = self._ask(frame, kind, min(interval, end - time.monotonic()))
             asked += 1
-            reply = self._await(kind, min(time.monotonic() + self.timeout, end))
-            if reply is not None:
+            if isinstance(reply, bytes):
                 return reply
+            if reply is _LOST:
+                interval = min(2 * interval, most)
         raise DeviceError(
             f"the device did not answer {kind.name} within {limit:g} s, asked {asked} times"
             f"{self.transport.diagnosis()}"
         )
 
-    def _await(self, kind: Kind, deadline: float) -> bytes | None:
+    def transfer(self, kind: Kind, size: int, piece: Callable[[int, int], bytes], room: int):
+        """Ask for one piece after the other, smaller ones where frames get lost.
+
+        Parameters
+        ----------
+        kind : Kind
+            What to ask.
+        size : int
+            Bytes in all.
+        piece : callable
+            The request's payload from a piece's offset and size.
+        room : int
+            Bytes that a piece can have.
+
+        Yields
+        ------
+        bytes
+            Each piece's reply.
+        """
+        offset = 0
+        while offset < size:
+            count = min(self.room, room, size - offset)
+            payload = piece(offset, count)
+            if count > _LEAST_ROOM:
+                interval = min(self._delay(kind).interval, self.timeout)
+                reply = self._ask(self._frame(kind, payload), kind, interval)
+                if not isinstance(reply, bytes):
+                    self.retries += 1
+                    self.room = max(_LEAST_ROOM, min(self.room, count) // 2)
+                    continue
+            else:
+                reply = self.request(kind, payload)
+            self.room = min(self.room + _MORE_ROOM, MAX_PAYLOAD)
+            yield reply
+            offset += count
+
+    def _delay(self, kind: Kind) -> _Delay:
+        return self._run_delay if kind == Kind.RUN else self._short_delay
+
+    def _frame(self, kind: Kind, payload: bytes) -> bytes:
+        self._sequence = (self._sequence + 1) & 0xFF
+        return encode(Frame(kind, self._sequence, payload))
+
+    def _ask(self, frame: bytes, kind: Kind, interval: float) -> bytes | object:
+        """Ask once: the reply's payload, or what became of it."""
+        first = self._last_asked != self._sequence
+        self._last_asked = self._sequence
+        asked = time.monotonic()
+        self.transport.write(frame)
+        reply = self._await(kind, asked + interval)
+        # The delay of a reply to a repeated request would be measured from the wrong time.
+        if first and isinstance(reply, bytes):
+            self._delay(kind).learn(time.monotonic() - asked)
+        return reply
+
+    def _await(self, kind: Kind, deadline: float) -> bytes | object:
+        decoder = self._decoder
+        damaged = decoder.damaged
         while (left := deadline - time.monotonic()) > 0:
-            for frame in self._decoder.feed(self.transport.read(left)):
-                if frame.kind == Kind.FAULT and len(frame.payload) == 12:
-                    raise Fault(*struct.unpack("<III", frame.payload))
-                if frame.sequence != self._sequence:
-                    continue  # a late reply to an earlier request
-                if frame.kind == Kind.ERROR:
-                    code = frame.payload[0] if frame.payload else 0
-                    if code == _BAD_INPUT:
-                        raise DamagedInput
-                    raise DeviceError(
-                        f"the device refused {kind.name}: {_ERRORS.get(code, f'error {code}')}"
-                    )
-                if frame.kind == kind | REPLY:
-                    return frame.payload
-        return None
+            for frame in decoder.feed(self.transport.read(left)):
+                reply = self._judge(kind, frame)
+                if reply is not None:
+                    return reply
+            if decoder.damaged > damaged and not decoder.pending:
+                return _DAMAGED_FRAME
+        # Noise may have looked like the start of a frame, and the reply like its payload.
+        for frame in decoder.give_up():
+            reply = self._judge(kind, frame)
+            if reply is not None:
+                return reply
+        return _LOST
+
+    def _judge(self, kind: Kind, frame: Frame) -> bytes | object | None:
+        """The reply's payload, None for a frame that is none."""
+        if frame.kind == Kind.FAULT and len(frame.payload) == 12:
+            raise Fault(*struct.unpack("<III", frame.payload))
+        if frame.kind == Kind.ERROR and frame.payload == bytes([_DAMAGED]):
+            return _DAMAGED_FRAME  # whatever its number: that may have been what was damaged
+        if frame.sequence != self._sequence:
+            return None  # a late reply to an earlier request
+        if frame.kind == Kind.ERROR:
+            code = frame.payload[0] if frame.payload else 0
+            if code == _BAD_INPUT:
+                raise DamagedInput
+            raise DeviceError(
+                f"the device refused {kind.name}: {_ERRORS.get(code, f'error {code}')}"
+            )
+        return frame.payload if frame.kind == kind | REPLY else None
+
+
+_LOST, _DAMAGED_FRAME = object(), object()
+"""What became of a request: no answer in time; it or its answer arrived damaged."""
 
 
 @dataclass(frozen=True)
@@ -214,10 +361,12 @@ def greet(link: Link, timeout: float | None = None) -> Greeting:
 
 def write_input(link: Link, index: int, data: bytes) -> None:
     """Send an input, in pieces."""
-    room = MAX_PAYLOAD - 5
-    for offset in range(0, len(data), room):
-        piece = data[offset : offset + room]
-        link.request(Kind.WRITE, struct.pack("<BI", index, offset) + piece)
+
+    def piece(offset: int, count: int) -> bytes:
+        return struct.pack("<BI", index, offset) + data[offset : offset + count]
+
+    for _reply in link.transfer(Kind.WRITE, len(data), piece, MAX_PAYLOAD - 5):
+        pass
 
 
 def run(link: Link, inputs: list[bytes], outputs: int, timeout: float) -> tuple[int, list[int]]:
@@ -240,10 +389,11 @@ def read_output(link: Link, index: int, size: int, crc: int) -> bytes:
     DeviceError
         Where it differs from the CRC that the run reported.
     """
-    data = b"".join(
-        link.request(Kind.READ, struct.pack("<BIH", index, offset, min(MAX_PAYLOAD, size - offset)))
-        for offset in range(0, size, MAX_PAYLOAD)
-    )
+
+    def piece(offset: int, count: int) -> bytes:
+        return struct.pack("<BIB", index, offset, count)
+
+    data = b"".join(link.transfer(Kind.READ, size, piece, MAX_PAYLOAD))
     if len(data) != size or zlib.crc32(data) != crc:
         raise DeviceError(f"output {index} does not match its CRC: memory changed after the run")
     return data

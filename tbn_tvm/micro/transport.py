@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import select
 import shutil
 import socket
@@ -132,3 +133,53 @@ class EmulatedBoard:
             self._process.kill()
             self._process.wait()
         self._folder.cleanup()
+
+
+class NoisyTransport:
+    """A line that damages bytes in both directions: to try how a link copes with it.
+
+    Parameters
+    ----------
+    inner : Transport
+        Carries what is left.
+    rate : float
+        Share of the bytes that are changed in a bit, lost or doubled, each as often.
+    seed : int
+        Of the damage, which is the same for the same bytes in the same order and direction.
+
+    Attributes
+    ----------
+    damaged : int
+        Bytes so far.
+    """
+
+    def __init__(self, inner: Transport, rate: float, seed: int = 0) -> None:
+        self.damaged = 0
+        self._inner, self._rate = inner, rate
+        self._there, self._back = random.Random(2 * seed), random.Random(2 * seed + 1)
+
+    def write(self, data: bytes) -> None:
+        self._inner.write(self._travel(data, self._there))
+
+    def read(self, timeout: float) -> bytes:
+        return self._travel(self._inner.read(timeout), self._back)
+
+    def diagnosis(self) -> str:
+        return self._inner.diagnosis()
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _travel(self, data: bytes, luck: random.Random) -> bytes:
+        arrived = bytearray()
+        for byte in data:
+            if luck.random() >= self._rate:
+                arrived.append(byte)
+                continue
+            self.damaged += 1
+            kind = luck.randrange(3)
+            if kind == 0:
+                arrived.append(byte ^ 1 << luck.randrange(8))
+            elif kind == 1:
+                arrived += bytes([byte, byte])
+        return bytes(arrived)

@@ -1,7 +1,6 @@
 """Firmware in the emulator: built with the real compiler, driven over the real protocol."""
 
 import json
-import random
 import signal
 import subprocess
 
@@ -12,7 +11,7 @@ import torch
 import tbn_tvm
 from tbn_tvm.errors import DeviceError, InputError
 from tbn_tvm.micro import Session, build, protocol
-from tbn_tvm.micro.transport import EmulatedBoard
+from tbn_tvm.micro.transport import EmulatedBoard, NoisyTransport
 from tbn_tvm.nn import TiledConv2d, TiledLinear, freeze
 from tbn_tvm.targets import load_board
 
@@ -107,52 +106,36 @@ def test_a_session_takes_what_an_artifact_takes(project):
         session.run(np.zeros((1, 1, 12, 12), "float32"))
 
 
-class NoisyLine:
-    """The emulated board behind a line that damages bytes in both directions."""
+class Small(torch.nn.Module):
+    """A tiled layer, as quick as a model can be."""
 
-    def __init__(self, board, elf, rate, seed):
-        self._inner = EmulatedBoard(board, elf)
-        self._random = random.Random(seed)
-        self._rate = rate
-        self.damaged = 0
+    def __init__(self):
+        super().__init__()
+        self.fc = TiledLinear(8, 3, p=1)
 
-    def write(self, data):
-        self._inner.write(self._damage(data))
-
-    def read(self, timeout):
-        return self._damage(self._inner.read(timeout))
-
-    def diagnosis(self):
-        return self._inner.diagnosis()
-
-    def close(self):
-        self._inner.close()
-
-    def _damage(self, data):
-        result = bytearray()
-        for byte in data:
-            if self._random.random() >= self._rate:
-                result.append(byte)
-                continue
-            self.damaged += 1
-            kind = self._random.randrange(3)
-            if kind == 0:
-                result.append(byte ^ 1 << self._random.randrange(8))
-            elif kind == 1:
-                result += bytes([byte, byte])
-        return bytes(result)
+    def forward(self, x):
+        return self.fc(x)
 
 
-def test_a_noisy_line_costs_retries_and_never_a_wrong_result(project, images):
-    with Session(project) as session:
-        expected = session.run(images)
-    board, elf = load_board("mps2-an386"), project / "build" / "firmware.elf"
-    line = NoisyLine(board, elf, rate=0.001, seed=0)
-    with Session(project, transport=line, timeout=0.2, run_timeout=2) as session:
-        for _ in range(5):
-            np.testing.assert_array_equal(session.run(images), expected)
-        assert session._link.retries > 0
-    assert line.damaged > 10
+@pytest.mark.parametrize(("rate", "inferences"), [(0.01, 1000), (0.05, 2)])
+def test_a_noisy_line_costs_retries_and_never_a_wrong_result(rate, inferences, tmp_path):
+    torch.manual_seed(0)
+    program = torch.export.export(
+        freeze(Small()),
+        (torch.randn(2, 8),),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+    )
+    folder = tbn_tvm.compile(program, "mps2-an386", name="small").save(tmp_path / "small")
+    x = np.random.default_rng(0).normal(size=(inferences, 8)).astype("float32")
+    with Session(folder) as session:
+        expected = session.run(x)
+    assert len(np.unique(expected, axis=0)) == inferences
+    board, elf = load_board("mps2-an386"), folder / "build" / "firmware.elf"
+    line = NoisyTransport(EmulatedBoard(board, elf), rate, seed=0)
+    with Session(folder, transport=line) as session:
+        np.testing.assert_array_equal(session.run(x), expected)
+        assert session.statistics.retries > inferences
+    assert line.damaged > inferences
 
 
 def test_a_device_that_falls_silent_is_an_error_within_the_time_limit(project, images):

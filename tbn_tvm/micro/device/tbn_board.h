@@ -1,4 +1,4 @@
-/* What a board gives: a UART, a timer, a painted stack, and a place for faults to be reported. */
+/* What a board gives: a UART, a timer and a painted stack. */
 #ifndef TBN_BOARD_H
 #define TBN_BOARD_H
 
@@ -7,13 +7,34 @@
 /* Prepare the UART. */
 void tbn_uart_init(void);
 
+/* A byte that has arrived, or -1. */
+int32_t tbn_uart_poll(void);
+
+/* Send a byte if there is room for it; whether there was. */
+int tbn_uart_offer(uint8_t byte);
+
 /* Wait for a byte. */
-uint8_t tbn_uart_read(void);
+static inline uint8_t tbn_uart_read(void)
+{
+  int32_t byte;
+  do {
+    byte = tbn_uart_poll();
+  } while (byte < 0);
+  return (uint8_t)byte;
+}
 
-/* Send a byte, waiting for room. */
-void tbn_uart_write(uint8_t byte);
+/* Many times longer than any board's line takes for a byte. */
+#define TBN_UART_ATTEMPTS 1000000u
 
-/* Start counting. */
+/* Send a byte, waiting for room; a line that is dead loses it. */
+static inline void tbn_uart_write(uint8_t byte)
+{
+  for (uint32_t i = 0; i < TBN_UART_ATTEMPTS; ++i) {
+    if (tbn_uart_offer(byte)) return;
+  }
+}
+
+/* Start counting, TBN_TIMER_HZ ticks a second. */
 void tbn_timer_start(void);
 
 /* Ticks since the start; monotonic. */
@@ -25,7 +46,7 @@ void tbn_timer_interrupt(void);
 /* Bytes of stack that were ever used since reset: start-up fills the stack with a pattern. */
 uint32_t tbn_stack_used(void);
 
-/* Called on a fault with the program counter, link register and fault status. */
+/* Called on a fault with the program counter, link register and fault status; never returns. */
 void tbn_fault(uint32_t pc, uint32_t lr, uint32_t status);
 
 #endif

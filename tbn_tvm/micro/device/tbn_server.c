@@ -2,7 +2,8 @@
  * end and describes the frames.
  *
  * Every request may arrive twice: reading and writing are idempotent, and a repeated RUN gets the
- * reply of the first. Damaged frames are dropped in silence; the host asks again. */
+ * reply of the first. Of a damaged frame the host is told at once, so that it asks again. Waiting
+ * for a request has no limit; within a frame every wait has one. */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -12,16 +13,19 @@
 #include "tbn_model.h"
 
 #define MAGIC 0xA7u
-#define HEADER 5u /* magic, kind, sequence, length (two bytes, little endian) */
-#define MAX_PAYLOAD 256u
-#define VERSION 2u
+#define HEADER 5u /* magic, kind, sequence, length, check */
+#define MAX_PAYLOAD 255u
+#define VERSION 3u
+
+/* A frame whose next byte is not there by then has lost one; far beyond what a host's drivers
+ * need between two bytes. */
+#define SILENCE (TBN_TIMER_HZ / 10u)
 
 enum { HELLO = 1, WRITE = 2, RUN = 3, READ = 4, STACK = 5, FAULT = 0x7E, ERROR = 0x7F, REPLY = 0x80 };
-enum { BAD_REQUEST = 1, BAD_RANGE = 2, BAD_INPUT = 3 };
+enum { BAD_REQUEST = 1, BAD_RANGE = 2, BAD_INPUT = 3, DAMAGED = 4 };
 
 static uint8_t frame[HEADER + MAX_PAYLOAD + 4u];
-static uint8_t run_reply[MAX_PAYLOAD];
-static uint32_t run_reply_size;
+static uint64_t run_ticks;
 static int32_t run_sequence = -1;
 
 static uint32_t get32(const uint8_t *at)
@@ -34,6 +38,13 @@ static void put32(uint8_t *at, uint32_t value)
   for (uint32_t i = 0; i < 4u; ++i) at[i] = (uint8_t)(value >> (8u * i));
 }
 
+/* Of kind, sequence and length: a damaged length would have the reader wait for what never comes.
+ * The factors tell bytes that were shifted by one that got lost. */
+static uint8_t header_check(void)
+{
+  return (uint8_t)(0x5Au + frame[1] + 3u * frame[2] + 5u * frame[3]);
+}
+
 /* Send the first `size` payload bytes already in `frame`. */
 static void send(uint8_t kind, uint8_t sequence, uint32_t size)
 {
@@ -41,7 +52,7 @@ static void send(uint8_t kind, uint8_t sequence, uint32_t size)
   frame[1] = kind;
   frame[2] = sequence;
   frame[3] = (uint8_t)size;
-  frame[4] = (uint8_t)(size >> 8);
+  frame[4] = header_check();
   put32(frame + HEADER + size, tbn_crc32(0u, frame + 1, HEADER - 1u + size));
   for (uint32_t i = 0; i < HEADER + size + 4u; ++i) tbn_uart_write(frame[i]);
 }
@@ -52,18 +63,53 @@ static void send_error(uint8_t sequence, uint8_t code)
   send(ERROR, sequence, 1u);
 }
 
-/* Wait for a whole, undamaged frame; its payload's size. */
+/* The next byte within a frame, or -1 where it does not come. */
+static int32_t next_byte(void)
+{
+  uint64_t start = tbn_timer_ticks();
+  int32_t byte;
+  do {
+    byte = tbn_uart_poll();
+  } while (byte < 0 && tbn_timer_ticks() - start < SILENCE);
+  return byte;
+}
+
+/* Remove what stands before the next possible start of a frame; bytes that are left. */
+static uint32_t skip(uint32_t have)
+{
+  uint32_t start = 0u;
+  while (start < have && frame[start] != MAGIC) start++;
+  for (uint32_t i = start; i < have; ++i) frame[i - start] = frame[i];
+  return have - start;
+}
+
+/* Wait for a whole, undamaged frame; its payload's size.
+ *
+ * What turns out to be damaged may contain the start of the next frame, or all of it: a lost byte
+ * makes a frame reach into the one behind it. */
 static uint32_t receive(void)
 {
+  uint32_t have = 0u;
   for (;;) {
-    do {
-      frame[0] = tbn_uart_read();
-    } while (frame[0] != MAGIC);
-    for (uint32_t i = 1; i < HEADER; ++i) frame[i] = tbn_uart_read();
-    uint32_t size = (uint32_t)frame[3] | (uint32_t)frame[4] << 8;
-    if (size > MAX_PAYLOAD) continue;
-    for (uint32_t i = 0; i < size + 4u; ++i) frame[HEADER + i] = tbn_uart_read();
-    if (get32(frame + HEADER + size) == tbn_crc32(0u, frame + 1, HEADER - 1u + size)) return size;
+    int damaged = have >= HEADER && frame[4] != header_check();
+    if (!damaged && have >= HEADER && have >= HEADER + frame[3] + 4u) {
+      uint32_t size = frame[3];
+      if (get32(frame + HEADER + size) == tbn_crc32(0u, frame + 1, HEADER - 1u + size)) {
+        return size;
+      }
+      damaged = 1;
+    }
+    if (!damaged) {
+      int32_t byte = have == 0u ? (int32_t)tbn_uart_read() : next_byte();
+      if (byte >= 0) {
+        frame[have] = (uint8_t)byte;
+        have = have == 0u ? skip(1u) : have + 1u;
+        continue;
+      }
+    }
+    frame[0] = 0u;
+    have = skip(have);
+    if (have == 0u) send_error(0u, DAMAGED);
   }
 }
 
@@ -106,8 +152,8 @@ static void write_input(uint8_t sequence, uint32_t size)
 /* Payload: the CRC of each input. Reply: ticks (8 bytes), the CRC of each output. */
 static void run(uint8_t sequence, uint32_t size)
 {
+  uint32_t inputs = tbn_model_inputs(), outputs = tbn_model_outputs(), bytes;
   if (run_sequence != (int32_t)sequence) {
-    uint32_t inputs = tbn_model_inputs(), outputs = tbn_model_outputs(), bytes;
     if (size != 4u * inputs) {
       send_error(sequence, BAD_REQUEST);
       return;
@@ -121,28 +167,25 @@ static void run(uint8_t sequence, uint32_t size)
     }
     uint64_t start = tbn_timer_ticks();
     tbn_model_run();
-    uint64_t ticks = tbn_timer_ticks() - start;
-    put32(run_reply, (uint32_t)ticks);
-    put32(run_reply + 4, (uint32_t)(ticks >> 32));
-    for (uint32_t i = 0; i < outputs; ++i) {
-      const uint8_t *output = tbn_model_output(i, &bytes);
-      put32(run_reply + 8u + 4u * i, tbn_crc32(0u, output, bytes));
-    }
-    run_reply_size = 8u + 4u * outputs;
+    run_ticks = tbn_timer_ticks() - start;
     run_sequence = sequence;
   }
-  memcpy(frame + HEADER, run_reply, run_reply_size);
-  send(RUN | REPLY, sequence, run_reply_size);
+  put32(frame + HEADER, (uint32_t)run_ticks);
+  put32(frame + HEADER + 4, (uint32_t)(run_ticks >> 32));
+  for (uint32_t i = 0; i < outputs; ++i) {
+    const uint8_t *output = tbn_model_output(i, &bytes);
+    put32(frame + HEADER + 8u + 4u * i, tbn_crc32(0u, output, bytes));
+  }
+  send(RUN | REPLY, sequence, 8u + 4u * outputs);
 }
 
-/* Payload: index, offset (4 bytes), count (2 bytes). Reply: the bytes. */
+/* Payload: index, offset (4 bytes), count. Reply: the bytes. */
 static void read_output(uint8_t sequence, uint32_t size)
 {
   uint32_t bytes = 0u;
-  const uint8_t *output = size == 7u ? tbn_model_output(frame[HEADER], &bytes) : NULL;
-  uint32_t offset = get32(frame + HEADER + 1);
-  uint32_t count = (uint32_t)frame[HEADER + 5] | (uint32_t)frame[HEADER + 6] << 8;
-  if (output == NULL || count > MAX_PAYLOAD || offset > bytes || count > bytes - offset) {
+  const uint8_t *output = size == 6u ? tbn_model_output(frame[HEADER], &bytes) : NULL;
+  uint32_t offset = get32(frame + HEADER + 1), count = frame[HEADER + 5];
+  if (output == NULL || offset > bytes || count > bytes - offset) {
     send_error(sequence, BAD_RANGE);
     return;
   }
@@ -159,10 +202,13 @@ static void stack(uint8_t sequence)
 
 void tbn_fault(uint32_t pc, uint32_t lr, uint32_t status)
 {
-  put32(frame + HEADER, pc);
-  put32(frame + HEADER + 4, lr);
-  put32(frame + HEADER + 8, status);
-  send(FAULT, 0u, 12u);
+  for (;;) { /* any request is answered with it: the line may have damaged it */
+    put32(frame + HEADER, pc);
+    put32(frame + HEADER + 4, lr);
+    put32(frame + HEADER + 8, status);
+    send(FAULT, 0u, 12u);
+    (void)receive();
+  }
 }
 
 int main(void)
