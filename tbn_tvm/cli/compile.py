@@ -233,6 +233,9 @@ def run_export(args: argparse.Namespace) -> int:
     from tbn_tvm.micro.export import check_destination, create_export
     from tbn_tvm.targets import board_names, load_board
 
+    if args.plot or args.io != "arena":
+        flag = "--plot" if args.plot else f"--io {args.io}"
+        raise UsageError(f"{flag} is for a board's project, not for --export {args.export}")
     for flag in ("batch", "max_batch", "cuda_graph", "emit", "records"):
         if getattr(args, flag):
             raise UsageError(

@@ -11,6 +11,7 @@ from tbn_tvm.cli.output import (
     load_inputs,
     outputs_by_name,
     print_json,
+    print_memory,
     print_table,
     save_outputs,
     shown_classes,
@@ -107,12 +108,16 @@ def run_boards(args: argparse.Namespace) -> int:
 def run_build(args: argparse.Namespace) -> int:
     """Build and report sizes."""
     from tbn_tvm.micro.build import build
+    from tbn_tvm.micro.project import Project
+    from tbn_tvm.micro.report import memory_report, save_report
 
     report = build(args.project, args.protocol, args.source)
+    memory = memory_report(Project.load(args.project), report)
+    save_report(args.project, memory)
     if args.json:
-        print_json(report.to_dict())
+        print_json({**report.to_dict(), "memory_report": memory})
     else:
-        print_table("firmware, bytes", ("", ""), _sizes(report))
+        print_memory(memory)
     return 0
 
 
@@ -149,6 +154,7 @@ def run_run(args: argparse.Namespace) -> int:
                     "most": max(counts),
                 },
                 "memory": report.to_dict(),
+                "stack_used": statistics.stack_used,
                 "retries": statistics.retries,
                 "outputs": {name: y.tolist() for name, y in outputs.items()},
                 **found,
@@ -164,7 +170,8 @@ def run_run(args: argparse.Namespace) -> int:
         rows.append(("classes", shown_classes(found["predictions"])))
     if "accuracy" in found:
         rows.append(("accuracy", f"{found['accuracy']:.2%} of {len(found['predictions'])}"))
-    print_table(f"{project.name} on {project.board.name}", ("", ""), [*rows, *_sizes(report)])
+    rows = [*rows, *_sizes(report), ("stack used since reset, bytes", statistics.stack_used)]
+    print_table(f"{project.name} on {project.board.name}", ("", ""), rows)
     return 0
 
 
@@ -175,6 +182,8 @@ def _sizes(report) -> list[tuple]:
         ("  of it the model's code", report.model_code),
         ("static RAM, bytes", report.ram),
         ("  of it the arena", report.arena),
+        ("stack, one inference at most, bytes", report.stack.model),
+        ("stack, firmware at most, bytes", report.stack.total),
         ("stack reserved, bytes", report.stack_reserved),
     ]
 
