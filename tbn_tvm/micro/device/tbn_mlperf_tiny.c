@@ -15,15 +15,22 @@
 #define DEFAULT_WARMUPS 10u
 #define NONE 0xFFFFFFFFu
 
+/* Inlined into one another, the functions below would take twice the flash. */
+#define APART __attribute__((noinline))
+
+#if TBN_TIMER_HZ <= 1000000
+#error "microseconds need a timer faster than 1 MHz"
+#endif
+
 static char command[COMMAND_SIZE];
 static uint32_t expected, loaded; /* bytes of the buffer: announced by db load, arrived since */
 
-static void put(const char *text)
+static APART void put(const char *text)
 {
   while (*text != '\0') tbn_uart_write((uint8_t)*text++);
 }
 
-static void put_number(uint32_t number)
+static APART void put_number(uint32_t number)
 {
   char digits[11];
   uint32_t at = sizeof digits - 1u;
@@ -36,7 +43,7 @@ static void put_number(uint32_t number)
 }
 
 /* `before`, a number, `after`. */
-static void tell(const char *before, uint32_t number, const char *after)
+static APART void tell(const char *before, uint32_t number, const char *after)
 {
   put(before);
   put_number(number);
@@ -51,7 +58,7 @@ static void put_hex(uint8_t byte)
 }
 
 /* Three decimals, as "%0.3f" gives them; magnitudes beyond 32 bits count as infinite. */
-static void put_real(float real)
+static APART void put_real(float real)
 {
   if (real != real) {
     put("nan");
@@ -76,16 +83,18 @@ static void put_real(float real)
   put_number(thousandths);
 }
 
-/* Microseconds since the start, modulo 2^32. */
-static void lap(void)
+/* Microseconds since the start, modulo 2^32. Small cores have no division for 64 bits: ticks times
+ * what one is worth, with 32 bits behind the point. */
+static APART void lap(void)
 {
+  const uint32_t worth = (uint32_t)(4294967296000000u / TBN_TIMER_HZ);
   uint64_t ticks = tbn_timer_ticks();
-  uint64_t seconds = ticks / TBN_TIMER_HZ, rest = ticks % TBN_TIMER_HZ;
-  tell("m-lap-us-", (uint32_t)(seconds * 1000000u + rest * 1000000u / TBN_TIMER_HZ), "\r\n");
+  uint64_t low = (ticks & 0xFFFFFFFFu) * worth;
+  tell("m-lap-us-", (uint32_t)(low >> 32) + (uint32_t)(ticks >> 32) * worth, "\r\n");
 }
 
 /* Wait for a command; 0 where it is longer than any. */
-static int receive(void)
+static APART int receive(void)
 {
   uint32_t size = 0u;
   for (;;) {
@@ -99,7 +108,7 @@ static int receive(void)
 }
 
 /* The next word at *at, ended there; empty where there is none. */
-static char *word(char **at)
+static APART char *word(char **at)
 {
   char *start = *at;
   while (*start == ' ') start++;
@@ -111,7 +120,7 @@ static char *word(char **at)
 }
 
 /* A number of at most nine digits, or NONE. */
-static uint32_t number_of(const char *text)
+static APART uint32_t number_of(const char *text)
 {
   uint32_t number = 0u, digits = 0u;
   for (; *text >= '0' && *text <= '9'; ++text, ++digits) {
@@ -121,7 +130,7 @@ static uint32_t number_of(const char *text)
 }
 
 /* The value of a hexadecimal digit, or NONE. */
-static uint32_t digit_of(char digit)
+static APART uint32_t digit_of(char digit)
 {
   if (digit >= '0' && digit <= '9') return (uint32_t)(digit - '0');
   if (digit >= 'a' && digit <= 'f') return (uint32_t)(digit - 'a') + 10u;
@@ -129,7 +138,7 @@ static uint32_t digit_of(char digit)
   return NONE;
 }
 
-static uint32_t input_bytes(void)
+static APART uint32_t input_bytes(void)
 {
   uint32_t sum = 0u, bytes;
   for (uint32_t i = 0u; i < tbn_model_inputs(); ++i) {
@@ -139,7 +148,7 @@ static uint32_t input_bytes(void)
   return sum;
 }
 
-static void infer_once(void)
+static APART void infer_once(void)
 {
   const uint8_t *from = tbn_model_buffer();
   uint32_t bytes;
@@ -151,7 +160,7 @@ static void infer_once(void)
   tbn_model_run();
 }
 
-static void results(void)
+static APART void results(void)
 {
   put("m-results-[");
   for (uint32_t i = 0u; i < tbn_model_results(); ++i) {
@@ -161,7 +170,7 @@ static void results(void)
   put("]\r\n");
 }
 
-static void infer(char *rest)
+static APART void infer(char *rest)
 {
   const char *first = word(&rest), *second = word(&rest);
   uint32_t count = *first == '\0' ? 1u : number_of(first);
@@ -185,7 +194,7 @@ static void infer(char *rest)
   results();
 }
 
-static void load(const char *size)
+static APART void load(const char *size)
 {
   uint32_t bytes = number_of(size);
   expected = loaded = 0u;
@@ -203,7 +212,7 @@ static void load(const char *size)
 }
 
 /* Digits behind the last byte that was announced do not count. */
-static void load_bytes(const char *digits)
+static APART void load_bytes(const char *digits)
 {
   uint8_t *buffer = tbn_model_buffer();
   if (strlen(digits) % 2u != 0u) {
@@ -229,7 +238,7 @@ static void load_bytes(const char *digits)
   if (loaded == expected) put("m-load-done\r\n");
 }
 
-static void print(void)
+static APART void print(void)
 {
   const uint8_t *buffer = tbn_model_buffer();
   for (uint32_t i = 0u; i < loaded; ++i) {
@@ -239,7 +248,7 @@ static void print(void)
   }
 }
 
-static void buffer_command(char *rest)
+static APART void buffer_command(char *rest)
 {
   const char *what = word(&rest);
   if (*what == '\0') {
@@ -253,7 +262,7 @@ static void buffer_command(char *rest)
   }
 }
 
-static void help(void)
+static APART void help(void)
 {
   put("name         : the device's name\r\n");
   put("profile      : the protocol and the model\r\n");
@@ -265,7 +274,7 @@ static void help(void)
   put("results      : the outputs of the last one\r\n");
 }
 
-static void answer(void)
+static APART void answer(void)
 {
   char *rest = command;
   const char *what = word(&rest);
