@@ -188,7 +188,10 @@ def test_what_just_fits_is_not_refused_and_links(tmp_path):
         pytest.param(
             Shift(),
             ROOM // 4 + 1,
-            [f"RAM: {ROOM + 4:,} bytes of arena, 1,024 of stack and 560 of the server's, 8,192 av"],
+            [
+                f"RAM: {ROOM + 4:,} bytes of arena, 1,024 of stack and {SERVER_RAM_BYTES} of "
+                "the server's, 8,192 available"
+            ],
             id="one value too many",
         ),
         pytest.param(
