@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from tbn_tvm.micro.program import Buffer
@@ -58,9 +58,9 @@ def plan_arena(buffers: Sequence[Buffer], in_place: Sequence[tuple[str, str]] = 
         Which buffer may be written over which other that ends at that step, of the same size. It
         is where the arena is smaller for it.
     """
-    found = _Search(buffers).best()
+    apart = _planned(buffers, {})
     if not in_place or not buffers:
-        return found
+        return apart
     choices: dict[str, list[str]] = {}
     for writer, over in sorted(in_place):
         choices.setdefault(writer, []).append(over)
@@ -68,18 +68,17 @@ def plan_arena(buffers: Sequence[Buffer], in_place: Sequence[tuple[str, str]] = 
     for writer, options in choices.items():
         if options[0] not in chosen.values():
             chosen[writer] = options[0]
-    best = min(_planned(buffers, chosen), found, key=_smallness)
-    rounds = 1 + _WORK // (8 * (1 + len(choices)) * len(buffers) ** 2)
-    for _ in range(min(2, rounds)):
-        before = best
-        for writer, options in choices.items():
-            for over in (None, *options):
-                tried = {w: o for w, o in best.in_place.items() if w != writer and o != over}
-                tried |= {} if over is None else {writer: over}
-                best = min(best, _planned(buffers, tried), key=_smallness)
-        if best == before:
-            break
-    return best
+    # As many as possible at first, then each the other ways, once or twice around.
+    best = min(_sketched(buffers, chosen), _sketched(buffers, {}), key=_smallness)
+    tries = 1 + _WORK // (4 * len(buffers) ** 2)
+    for writer, options in 2 * list(choices.items()):
+        for over in (None, *options):
+            tried = {w: o for w, o in best.in_place.items() if w != writer and o != over}
+            tried |= {} if over is None else {writer: over}
+            if tries > 0 and tried != best.in_place:
+                best = min(best, _sketched(buffers, tried), key=_smallness)
+                tries -= 1
+    return min(apart, _planned(buffers, best.in_place), key=_smallness)
 
 
 def _smallness(plan: Plan) -> tuple:
@@ -90,8 +89,17 @@ def _smallness(plan: Plan) -> tuple:
 
 def _planned(buffers: Sequence[Buffer], in_place: dict[str, str]) -> Plan:
     """The plan with each writer in the place of what it is written over."""
-    if not in_place:
-        return _Search(buffers).best()
+    return _with_shared(buffers, in_place, _Search.best)
+
+
+def _sketched(buffers: Sequence[Buffer], in_place: dict[str, str]) -> Plan:
+    """The same without the search, to compare choices of places."""
+    return _with_shared(buffers, in_place, _Search.sketch)
+
+
+def _with_shared(
+    buffers: Sequence[Buffer], in_place: dict[str, str], search: Callable[[_Search], Plan]
+) -> Plan:
     by_name = {buffer.name: buffer for buffer in buffers}
     root = {name: name for name in by_name}
     for writer, over in sorted(in_place.items(), key=lambda pair: by_name[pair[0]].first):
@@ -106,7 +114,7 @@ def _planned(buffers: Sequence[Buffer], in_place: dict[str, str]) -> Plan:
             first=min(whole.first, buffer.first),
             last=max(whole.last, buffer.last),
         )
-    plan = _Search([replace(buffer, name=name) for name, buffer in merged.items()]).best()
+    plan = search(_Search([replace(buffer, name=name) for name, buffer in merged.items()]))
     return replace(
         plan, offsets={name: plan.offsets[root[name]] for name in root}, in_place=dict(in_place)
     )
@@ -125,17 +133,27 @@ class _Search:
 
     def best(self) -> Plan:
         """The smallest plan found."""
-        by_parity = sorted(self.buffers, key=lambda b: b.first % 2)
-        by_length = sorted(self.buffers, key=lambda b: (b.first - b.last) * b.nbytes)
-        by_time = sorted(self.buffers, key=lambda b: (b.first, -b.last))
-        orders = [self.buffers, by_parity, by_length, by_time]
-        offsets = min((_first_fit(order) for order in orders), key=self._size)
+        offsets = self._greedy()
         for search in (self._ordered, self._shuffled):
             if self._size(offsets) <= self._goal:
                 break
             offsets = min(offsets, search(self._size(offsets)), key=self._size)
+        return self._plan(offsets)
+
+    def sketch(self) -> Plan:
+        """A plan made in one go."""
+        return self._plan(self._greedy())
+
+    def _plan(self, offsets: dict[str, int]) -> Plan:
         named = {buffer.name: offsets[buffer.name] for buffer in self.buffers}
         return Plan(named, self._size(offsets), self.lower_bound)
+
+    def _greedy(self) -> dict[str, int]:
+        by_parity = sorted(self.buffers, key=lambda b: b.first % 2)
+        by_length = sorted(self.buffers, key=lambda b: (b.first - b.last) * b.nbytes)
+        by_time = sorted(self.buffers, key=lambda b: (b.first, -b.last))
+        orders = [self.buffers, by_parity, by_length, by_time]
+        return min((_first_fit(order) for order in orders), key=self._size)
 
     def _size(self, offsets: dict[str, int] | None) -> int:
         if offsets is None:
