@@ -7,7 +7,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from tbn_tvm.cli import bench_cuda
+from tbn_tvm.cli import bench_cuda, bench_micro
 from tbn_tvm.cli.output import add_json_flag, print_json, print_table
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_json_flag(cpu)
     cpu.set_defaults(run=run_cpu)
     bench_cuda.add_parser(kinds)
+    bench_micro.add_parser(kinds)
 
 
 def run_cpu(args: argparse.Namespace) -> int:

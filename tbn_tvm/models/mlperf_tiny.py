@@ -1,0 +1,98 @@
+"""Two networks in the shapes of the MLPerf Tiny benchmark, every layer tiled.
+
+Source of the shapes: Banbury et al., "MLPerf Tiny Benchmark", NeurIPS Datasets and Benchmarks 2021,
+arXiv:2106.07597: the anomaly-detection autoencoder and the image-classification ResNet-8.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from tbn_tvm.nn import tile_model
+
+AUTOENCODER_WIDTHS = (640, 128, 128, 128, 128, 8, 128, 128, 128, 128, 640)
+
+
+def autoencoder(p: int = 4, min_size: int = 0, **tiling) -> nn.Module:
+    """640-128-128-128-128-8-128-128-128-128-640 with batch norm and ReLU between layers.
+
+    264,192 weights and as many multiply-adds, biases apart.
+
+    Parameters
+    ----------
+    p : int
+        Compression factor.
+    min_size : int
+        Layers of fewer weights are binary, with p = 1.
+    **tiling
+        Further arguments of :func:`tbn_tvm.nn.tile_model`.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(AUTOENCODER_WIDTHS):
+        layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
+    model = nn.Sequential(*layers[:-2])
+    tile_model(model, p=p, min_size=min_size, **tiling)
+    return model
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where shapes change."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.first_norm = nn.BatchNorm2d(outputs)
+        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.second_norm = nn.BatchNorm2d(outputs)
+        self.shortcut = (
+            nn.Identity() if stride == 1 else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.first_norm(self.first(x)))
+        return torch.relu(self.second_norm(self.second(y)) + self.shortcut(x))
+
+
+class _ResNet8(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(16)
+        self.blocks = nn.Sequential(_Block(16, 16, 1), _Block(16, 32, 2), _Block(32, 64, 2))
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(torch.relu(self.stem_norm(self.stem(x))))
+        return self.head(x.mean((2, 3)))
+
+
+def resnet8(p: int = 4, min_size: int = 0, classes: int = 10, **tiling) -> nn.Module:
+    """ResNet-8 for 32x32x3: nine convolutions with 12.5 M multiply-adds, 77,360 weights in all.
+
+    Parameters as :func:`autoencoder`, and ``classes``.
+    """
+    model = _ResNet8(classes)
+    tile_model(model, p=p, min_size=min_size, **tiling)
+    return model
+
+
+def autoencoder_example() -> tuple:
+    """For the command line: the autoencoder with random weights, and an input."""
+    return _settled(autoencoder(), torch.randn(16, 640)), (torch.randn(1, 640),)
+
+
+def resnet8_example() -> tuple:
+    """For the command line: ResNet-8 with random weights, and an input."""
+    return _settled(resnet8(), torch.randn(16, 3, 32, 32)), (torch.randn(1, 3, 32, 32),)
+
+
+def _settled(model: nn.Module, x: Tensor) -> nn.Module:
+    """The model in evaluation mode, its batch norms having seen some data."""
+    model.train()
+    with torch.no_grad():
+        for _ in range(10):
+            model(x)
+    return model.eval()
