@@ -39,6 +39,16 @@ _C_TYPES = {
     "bool": "int8_t",
 }
 
+_WORDS = """
+    alignas alignof and asm auto bitand bitor bool break case catch char class compl const constexpr
+    continue decltype default delete do double dynamic_cast else enum explicit export extern false
+    float for friend goto if inline int long mutable namespace new noexcept not nullptr operator or
+    private protected public register reinterpret_cast restrict return short signed sizeof static
+    static_assert static_cast struct switch template this thread_local throw true try typedef typeid
+    typename union unsigned using virtual void volatile wchar_t while xor
+"""
+_RESERVED = frozenset(_WORDS.split())
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -91,6 +101,11 @@ class Kernel:
         return replace(self, parameters=parameters)
 
 
+def c_name(name: str) -> str:
+    """A name for a variable or a member, which no word of C or C++ may be."""
+    return f"{name}_" if name in _RESERVED else name
+
+
 def c_type(dtype: str) -> str:
     """The C99 name of an element type.
 
@@ -123,7 +138,7 @@ def lower_kernel(func: tir.PrimFunc, name: str) -> Kernel:
     parameters, pointers, declarations = [], [], []
     for buffer in [*func.params, *editor.lifted]:
         dtype = str(buffer.dtype)
-        pointer = tir.Var(buffer.name, PointerType(PrimType(dtype), "global"))
+        pointer = tir.Var(c_name(buffer.name), PointerType(PrimType(dtype), "global"))
         pointers.append(pointer)
         declarations.append(tir.DeclBuffer(buffer, data=pointer))
         parameters.append((pointer, dtype, buffer in written))

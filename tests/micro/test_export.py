@@ -433,14 +433,14 @@ def test_the_zephyr_modules_descriptions_are_sound(small):
 # -- names -----------------------------------------------------------------------------------
 
 
-def test_names_that_c_reserves_and_that_inputs_and_outputs_share(tmp_path):
+def test_names_that_cpp_reserves_and_that_inputs_and_outputs_share(tmp_path):
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = TiledLinear(16, 8, p=4)
 
-        def forward(self, default, output):
-            return self.layer(default) + output
+        def forward(self, new, output):
+            return self.layer(new) + output
 
     program = torch.export.export(freeze(Net()), (torch.zeros(1, 16), torch.zeros(1, 8)))
     model = import_model(program, name="my_test")
@@ -456,6 +456,18 @@ def test_names_that_c_reserves_and_that_inputs_and_outputs_share(tmp_path):
     for source in (path for path in sources if "samples" not in path.parts):
         for standard in ("C99", "C++17"):
             run([*COMPILERS[standard], *WARNINGS, include, "-c", source, "-o", tmp_path / "o"])
+
+
+def test_a_scale_that_is_a_whole_number(tmp_path):
+    """A pixel of 0 to 255 has the scale 1, which in C is 1.0f and not 1f."""
+    layer = torch.nn.Sequential(TiledLinear(16, 8, p=4))
+    model = import_model(torch.export.export(freeze(layer), (torch.zeros(1, 16),)), name="net")
+    pixels = np.linspace(0, 255, 64, dtype=np.float32).reshape(4, 16)
+    export = create_export(model, "lib", calibration=Calibration({"input": pixels}))
+    assert export.facts.lowered.quantization.inputs[0].scale == 1.0
+    folder = export.save(tmp_path / "net")
+    flags = [*COMPILERS["C99"], *WARNINGS, f"-I{folder}"]
+    run([*flags, folder / "net.c", folder / "example/main.c", "-lm", "-o", tmp_path / "example"])
 
 
 # -- saving ----------------------------------------------------------------------------------

@@ -8,22 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tbn_tvm.micro.kernels import c_type
+from tbn_tvm.micro.kernels import c_name, c_type
 
 if TYPE_CHECKING:
     from tbn_tvm.micro.lower import Lowered
     from tbn_tvm.targets import Board
-
-_WORDS = """
-    alignas alignof and asm auto bitand bitor bool break case catch char class compl const constexpr
-    continue decltype default delete do double dynamic_cast else enum explicit export extern false
-    float for friend goto if inline int long mutable namespace new noexcept not nullptr operator or
-    private protected public register reinterpret_cast restrict return short signed sizeof static
-    static_assert static_cast struct switch template this thread_local throw true try typedef typeid
-    typename union unsigned using virtual void volatile wchar_t while xor
-"""
-_KEYWORDS = frozenset(_WORDS.split())
-"""Of C and C++: no member of a struct can be called so."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +148,7 @@ class Facts:
             tensors.append(
                 TensorFacts(
                     name=spec.name,
-                    identifier=f"{spec.name}_" if spec.name in _KEYWORDS else spec.name,
+                    identifier=c_name(spec.name),
                     dtype=spec.dtype,
                     type=c_type(spec.dtype),
                     shape=" x ".join(map(str, spec.shape)) or "scalar",
