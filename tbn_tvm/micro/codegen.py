@@ -211,7 +211,7 @@ class ModelSource:
                 "count": int(np.prod(spec.shape, dtype=np.int64)),
                 "bytes": spec.nbytes,
                 "place": apart[buffer]["name"] if buffer in apart else self._in_arena(buffer),
-                "scale": None if scale is None else f"{scale.scale:.9g}f",
+                "scale": None if scale is None else _float(np.float32(scale.scale)),
                 "zero_point": None if scale is None else scale.zero_point,
             }
             for spec, buffer, scale in zip(
