@@ -21,13 +21,13 @@ PROBLEMS = {
     ],
     "dense_mma-many": [
         dense(266, 328, 2, 70, "float16"),
-        dense(131, 136, 1, 270, "bfloat16", LAYER, bias=False),
+        dense(71, 136, 1, 260, "bfloat16", LAYER, bias=False),
         dense(50, 77, 5, 41, "float16", ROW),
         dense(70, 264, 2, 33, "bfloat16"),
     ],
     "dense_wgmma-many": [
-        dense(266, 584, 2, 70, "float16"),
-        dense(139, 136, 1, 270, "bfloat16", LAYER, bias=False),
+        dense(266, 328, 2, 70, "float16"),
+        dense(71, 136, 1, 260, "bfloat16", LAYER, bias=False),
         dense(110, 64, 5, 41, "float16", ROW),
     ],
     "dense_simt-few": [dense(134, 333, 2, 5, "float32"), dense(53, 211, 1, 1, "float16", LAYER)],
@@ -42,10 +42,10 @@ PROBLEMS = {
         dense(520, 32, 1040, 1, "float16"),
     ],
     "conv_mma": [
-        convolution(70, 40, (3, 3), (10, 19), 2, 1, padding=(1, 1)),
+        convolution(70, 40, (3, 3), (5, 19), 2, 1, padding=(1, 1)),
         convolution(264, 24, (2, 3), (9, 35), 2, 1, "bfloat16", bias=False),
         convolution(54, 64, (1, 1), (9, 33), 1, 2, alpha=LAYER, groups=2),
-        convolution(36, 72, (3, 3), (13, 17), 2, 1, "bfloat16", strides=(2, 1), padding=(1, 1)),
+        convolution(36, 40, (3, 3), (13, 17), 2, 1, "bfloat16", strides=(2, 1), padding=(1, 1)),
     ],
     "conv_simt": [
         convolution(70, 17, (3, 3), (13, 11), 2, 2, "float32", padding=(1, 1)),
@@ -60,7 +60,7 @@ def cases():
     for name, problems in PROBLEMS.items():
         kernel = KERNELS[name.split("-")[0]]
         wanted = {frozenset(c.items()) for p in problems for c in kernel.configs(p.workload)}
-        for number, config in enumerate(covering(map(dict, sorted(map(sorted, wanted))), 20)):
+        for number, config in enumerate(covering(map(dict, sorted(map(sorted, wanted))), 16)):
             fitting = [p for p in problems if kernel.valid(p.workload, config)]
             problem = fitting[number % len(fitting)]
             values = "-".join(f"{key}={value}" for key, value in sorted(config.items()))

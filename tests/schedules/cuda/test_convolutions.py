@@ -19,7 +19,10 @@ def case(out_channels, channels, kernel, extents, p, alpha=TILE, **more):
     return pytest.param(arguments, {"alpha": alpha, **more}, id=", ".join([shape, *rest]))
 
 
+# Groups of six filters that begin at different places of a tile of four: no whole copies.
+PARTIAL_COPIES = case(12, 32, (3, 3), (6, 7), 3, padding=(1, 1), groups=2)
 ONE_ALPHA_A_ROW = [
+    PARTIAL_COPIES,
     case(32, 16, (3, 3), (8, 8), 2, padding=(1, 1)),
     case(64, 40, (3, 3), (14, 14), 4, padding=(1, 1), dtype="bfloat16"),
     case(24, 40, (3, 3), (9, 13), 2, padding=(1, 1), strides=(2, 2), bias=False),
