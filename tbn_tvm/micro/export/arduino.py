@@ -1,4 +1,7 @@
-"""An Arduino library, by the library specification 1.5 (revision 2.2)."""
+"""An Arduino library, by the library specification 1.5 (revision 2.2).
+
+Tests build the sketch against a stand-in for the core's header; no Arduino tool has built it yet.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ What is in it has microTVM's names and places: ``metadata.json``, ``codegen/host
 ``tvmgen_<model>.h``, ``codegen/host/src``, ``parameters`` and ``src``. TVM's C run time is not in
 it, since nothing needs it; ``src`` holds Relax, and ``runtime-config.json``, which microTVM did not
 have for compiled-ahead models, what a build has to know.
+
+No microTVM is left to read it (TVM 0.27 has none): names and places follow its last source.
 """
 
 from __future__ import annotations

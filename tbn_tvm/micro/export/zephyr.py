@@ -1,4 +1,8 @@
-"""A Zephyr module with a sample application."""
+"""A Zephyr module with a sample application.
+
+Tests build both with stand-ins for the CMake functions and headers they use; Zephyr itself has not
+built them yet.
+"""
 
 from __future__ import annotations
 
