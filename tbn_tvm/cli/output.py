@@ -51,10 +51,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence]) ->
 
 def print_memory(report: dict) -> None:
     """The tables of a board's memory report."""
-    from tbn_tvm.micro.report import COLUMNS, layer_rows, map_rows, total_rows
+    from tbn_tvm.micro.report import COLUMNS, layer_rows, map_rows, stack_rows, total_rows
 
     print_table("bytes by layer", COLUMNS, layer_rows(report))
     print_table("bytes in all", ("", ""), total_rows(report))
+    if report["stack"]:
+        print_table("the stack's deepest calls", ("function", "bytes"), stack_rows(report))
     print_table("the arena", ("offset", "bytes", "steps", "buffer"), map_rows(report))
 
 

@@ -255,7 +255,7 @@ class _Sizes:
 
     @classmethod
     def read(cls, elf: Path, project: Project) -> _Sizes:
-        """From the symbol table; aliases count once."""
+        """From the symbol table; what lies under several names counts once."""
         from elftools.elf.elffile import ELFFile
 
         from tbn_tvm.micro.stack import read_usage
@@ -269,28 +269,33 @@ class _Sizes:
         entries |= {
             f"{project.name}_{kind}_{t.name}" for t in tensors for kind in ("input", "output")
         }
-        seen: set[int] = set()
         with elf.open("rb") as file:
-            for symbol in ELFFile(file).get_section_by_name(".symtab").iter_symbols():
-                size, kind = symbol["st_size"], symbol["st_info"]["type"]
-                # The compiler's copies of a function are called name.what.number.
-                name = symbol.name.partition(".")[0]
-                if not size or symbol["st_value"] in seen or kind not in ("STT_FUNC", "STT_OBJECT"):
-                    continue
-                seen.add(symbol["st_value"])
-                if kind == "STT_OBJECT":
-                    if name in constants:
-                        found.constants[name] = found.constants.get(name, 0) + size
-                    elif name.startswith("buffer_") and name.removeprefix("buffer_").isdigit():
-                        found.io += size
-                elif name in kernels:
-                    found.kernels[name] = found.kernels.get(name, 0) + size
-                elif name in entries:
-                    found.entry += size
-                elif name in compiled or symbol.name.rstrip("0123456789").rstrip(".") in compiled:
-                    found.firmware += size
-                else:
-                    found.library += size
+            symbols = [
+                (symbol["st_value"], symbol["st_size"], symbol["st_info"]["type"], symbol.name)
+                for symbol in ELFFile(file).get_section_by_name(".symtab").iter_symbols()
+                if symbol["st_info"]["type"] in ("STT_FUNC", "STT_OBJECT")
+            ]
+        # Functions of the library have several names, and some lie inside others.
+        end = 0
+        for start, whole, kind, full in sorted(symbols, key=lambda s: (s[0] & ~1, -s[1])):
+            start &= ~1
+            size = max(0, start + whole - max(start, end))
+            end = max(end, start + whole)
+            # The compiler's copies of a function are called name.what.number.
+            name = full.partition(".")[0]
+            if kind == "STT_OBJECT":
+                if name in constants:
+                    found.constants[name] = found.constants.get(name, 0) + size
+                elif name.startswith("buffer_") and name.removeprefix("buffer_").isdigit():
+                    found.io += size
+            elif name in kernels:
+                found.kernels[name] = found.kernels.get(name, 0) + size
+            elif name in entries:
+                found.entry += size
+            elif name in compiled or full.rstrip("0123456789").rstrip(".") in compiled:
+                found.firmware += size
+            else:
+                found.library += size
         return found
 
 
@@ -347,6 +352,14 @@ def total_rows(report: dict) -> list[tuple[str, int | str]]:
 
 def _io_rows(nbytes: int) -> list[tuple[str, int]]:
     return [("  inputs and outputs", nbytes)] if nbytes else []
+
+
+def stack_rows(report: dict) -> list[tuple[str, int]]:
+    """The deepest path of calls: each function, and the stack it has taken when it calls the next.
+
+    Empty without a firmware.
+    """
+    return [tuple(entry) for entry in report["stack"]["total_path"]] if report["stack"] else []
 
 
 def map_rows(report: dict) -> list[tuple]:

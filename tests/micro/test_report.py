@@ -23,9 +23,11 @@ from tbn_tvm.micro.report import (
     map_rows,
     memory_report,
     planned_memory,
+    stack_rows,
     total_rows,
 )
 from tbn_tvm.nn import TiledConv2d, TiledLinear, freeze
+from tbn_tvm.targets import board_names
 
 
 class Net(torch.nn.Module):
@@ -123,8 +125,9 @@ def size_sizes(elf) -> dict[str, int]:
 
 
 @pytest.mark.emulator
-@pytest.mark.parametrize("io", ["arena", "static"])
-@pytest.mark.parametrize("board", ["microbit", "mps2-an386", "mps3-an547"])
+@pytest.mark.parametrize(
+    ("board", "io"), [*((name, "arena") for name in board_names()), ("mps2-an386", "static")]
+)
 def test_parts_add_up_to_what_size_and_the_map_say(imported, board, io, tmp_path):
     project = tbn_tvm.compile(imported, board, io=io)
     built = build(project.save(tmp_path / "net"))
@@ -145,6 +148,7 @@ def test_parts_add_up_to_what_size_and_the_map_say(imported, board, io, tmp_path
     assert 0 <= ram["arena"] - project.memory["arena"] < 8
     assert all(row["code"] for row in layers if row["layer"] in ("stem", "conv", "fc1", "head"))
     assert report["stack"]["model"] == built.stack.model > 0
+    assert stack_rows(report)[0][0] == "Reset_Handler"
     json.dumps(report)
 
 
