@@ -1,6 +1,6 @@
 """Kernels for Cortex-M and the rules that choose among them."""
 
-from tbn_tvm.schedules.cortex_m import lookup_conv, lookup_dense, lookup_dense_int8, mve
+from tbn_tvm.schedules.cortex_m import direct_conv, lookup_conv, lookup_dense, mve, sign_dense
 from tbn_tvm.schedules.rules import Rule
 
 KERNELS = {
@@ -8,7 +8,8 @@ KERNELS = {
     for kernel in (
         lookup_dense.LookupDense(),
         lookup_conv.LookupConv(),
-        lookup_dense_int8.LookupDenseInt8(),
+        sign_dense.SignDense(),
+        direct_conv.DirectConv(),
         mve.MveDense(),
         mve.MveConv(),
     )
@@ -45,18 +46,9 @@ RULES = (
         kernel="lookup_dense",
         operators=("relax.tbn.tiled_dense",),
         max_segments=1,
-        dtypes=("float32",),
-        batch=1,
+        dtypes=("float32", "int8"),
         min_unique_rows=3,
-        min_row_length=8,
-    ),
-    Rule(
-        kernel="lookup_dense_int8",
-        operators=("relax.tbn.tiled_dense",),
-        max_segments=1,
-        dtypes=("int8",),
-        batch=1,
-        min_unique_rows=3,
+        known_batch=True,
     ),
     # As above, and a table serves every tap besides: even two filters pay.
     Rule(
@@ -68,6 +60,21 @@ RULES = (
         max_groups=None,
         min_unique_rows=2,
         min_channels=3,
+        known_extents=True,
+    ),
+    # Everything else: rows in pieces, and what too few rows would read from tables.
+    Rule(
+        kernel="sign_dense",
+        operators=("relax.tbn.tiled_dense",),
+        dtypes=("float32", "int8"),
+        known_batch=True,
+    ),
+    Rule(
+        kernel="direct_conv",
+        operators=CONVOLUTIONS,
+        dtypes=("float32", "int8"),
+        batch=1,
+        max_groups=None,
         known_extents=True,
     ),
 )

@@ -201,15 +201,15 @@ def _window(ring, words, result, workload: Workload, group, filter_, row, column
     plan = Plan(workload)
     table_dtype, sum_dtype = lookup.dtypes(workload.dtype)
     total = T.alloc_buffer((1,), sum_dtype)
-    word = T.alloc_buffer((1,), "uint32")
+    word, place = T.alloc_buffer((1,), "uint32"), T.alloc_buffer((1,), "int32")
     lookups = plan.kernel[0] * plan.runs * plan.run_tables
     T.buffer_store(total, lookup.start(workload.dtype, lookups), [0])
     with T.serial(0, plan.kernel[0]) as tap, T.serial(0, plan.runs) as run:
-        # A pointer of its own: the rest of an address is then one instruction.
+        # A pointer of its own: the rest of an address is then one instruction. Its place is a
+        # variable, as TVM looks for common subexpressions in pointers but declares none for them.
+        T.buffer_store(place, plan.ring_place(row, column, tap, run), [0])
         near = T.decl_buffer(
-            (plan.run_tables * ENTRIES,),
-            table_dtype,
-            data=T.address_of(ring[plan.ring_place(row, column, tap, run)]),
+            (plan.run_tables * ENTRIES,), table_dtype, data=T.address_of(ring[place[0]])
         )
 
         def look_up(at, count):

@@ -7,16 +7,15 @@ column-group-major, so each table is built once and every word is read once, in 
 
 from __future__ import annotations
 
-import functools
-import operator
-
 import numpy as np
-from tvm import s_tir, te
 from tvm import tirx as tir
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
+from tbn_tvm.schedules.cortex_m import tables
 from tbn_tvm.schedules.kernel import Config, Kernel
 from tbn_tvm.schedules.layouts import sign_rows
-from tbn_tvm.schedules.reference import SCHEDULED, Product
+from tbn_tvm.schedules.reference import SCHEDULED
 from tbn_tvm.schedules.rules import Workload
 
 TABLE_COLUMNS = 4
@@ -29,7 +28,7 @@ WORD_COLUMNS = TABLE_COLUMNS * WORD_TABLES
 
 
 def column_words(signs: np.ndarray) -> np.ndarray:
-    """Lay sign rows out for :func:`prim_func`.
+    """Lay sign rows out for :class:`LookupDense`.
 
     Parameters
     ----------
@@ -51,7 +50,10 @@ def column_words(signs: np.ndarray) -> np.ndarray:
 
 
 class LookupDense(Kernel):
-    """Four columns a table, one lookup and addition for four weights of a row."""
+    """Four columns a table, one lookup and addition for four weights of a row.
+
+    float32 or int8, any batch, one segment a row. Tables take 512 bytes of scratch, or 256.
+    """
 
     name = "lookup_dense"
 
@@ -62,74 +64,51 @@ class LookupDense(Kernel):
         return column_words(signs)
 
     def prim_func(self, workload: Workload, configs: tuple[Config, ...]) -> tir.PrimFunc:
-        return prim_func(workload.product)
+        """The kernel ``(x, words, dots)``, ``words`` as :func:`column_words` makes them."""
+        rows, columns = workload.product.unique_rows, workload.product.geometry.n
+        batch, dtype = workload.batch, workload.dtype
+        table_dtype, sum_dtype = tables.dtypes(dtype)
+        full, rest = divmod(columns, WORD_COLUMNS)
+        last = -(-rest // TABLE_COLUMNS)
+        with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+            x = T.arg("x", T.Buffer((batch, columns), dtype))
+            words = T.arg("words", T.Buffer((full + (rest > 0), rows), "uint32"))
+            dots = T.arg("dots", T.Buffer((batch, rows, 1), sum_dtype))
+            table = T.alloc_buffer((WORD_TABLES * tables.ENTRIES,), table_dtype)
 
+            def value(sample, column, inside=True):
+                if not inside:
+                    return tir.const(0, sum_dtype)
+                if sum_dtype == "float32":
+                    return x[sample, column]
+                return x[sample, column].astype("int32") - workload.zero_point
 
-def prim_func(product: Product) -> tir.PrimFunc:
-    """The scheduled kernel ``(x, words, dots)``.
+            def add(sample, word, count):
+                with T.serial(0, rows) as row:
+                    held = T.alloc_buffer((1,), "uint32")
+                    total = T.alloc_buffer((1,), sum_dtype)
+                    T.buffer_store(held, words[word, row], [0])
+                    T.buffer_store(total, dots[sample, row, 0], [0])
+                    for entry in tables.looked_up(table, held[0], count, dtype):
+                        T.buffer_store(total, total[0] + entry, [0])
+                    T.buffer_store(dots, total[0], [sample, row, 0])
 
-    ``x`` is float32 ``(1, n)``, ``words`` as :func:`column_words` makes them, ``dots`` float32
-    ``(1, unique_rows, 1)``. Its tables take 512 bytes of scratch.
-    """
-    rows, columns = product.unique_rows, product.geometry.n
-    words = -(-columns // WORD_COLUMNS)
-    x = te.placeholder((1, columns), "float32", "x")
-    signs = te.placeholder((words, rows), "uint32", "words")
-
-    def taken(word, table, column):
-        position = word * WORD_COLUMNS + table * TABLE_COLUMNS + column
-        if columns % WORD_COLUMNS == 0:
-            return x(0, position)
-        return tir.if_then_else(position < columns, x(0, position), tir.const(0, "float32"))
-
-    values = te.compute((words, WORD_TABLES, TABLE_COLUMNS), taken, "values")
-    # Sums of columns {0, 1} and of {2, 3}; a table entry is one of each.
-    pairs = (words, WORD_TABLES, 4)
-    low = te.compute(pairs, lambda w, t, pattern: _signed_pair(values, w, t, 0, pattern), "low")
-    high = te.compute(pairs, lambda w, t, pattern: _signed_pair(values, w, t, 2, pattern), "high")
-    table = te.compute(
-        (words, WORD_TABLES, 16),
-        lambda w, t, pattern: low(w, t, pattern % 4) + high(w, t, pattern // 4),
-        "table",
-    )
-    word = te.reduce_axis((0, words), "word")
-
-    def looked_up(index, row):
-        nibble = tir.bitwise_and(signs(word, row) >> tir.const(4 * index, "uint32"), 15)
-        return table(word, index, nibble.astype("int32"))
-
-    dots = te.compute(
-        (1, rows, 1),
-        lambda b, row, s: te.sum(
-            functools.reduce(operator.add, (looked_up(t, row) for t in range(WORD_TABLES))),
-            axis=word,
-        ),
-        "lookup_dots",
-    )
-    return _schedule(te.create_prim_func([x, signs, dots]))
-
-
-def _signed_pair(values, word, table, first, pattern):
-    terms = []
-    for bit in range(2):
-        value = values(word, table, first + bit)
-        terms.append(tir.Select(pattern // 2**bit % 2 != 0, value, -value))
-    return terms[0] + terms[1]
-
-
-def _schedule(func: tir.PrimFunc) -> tir.PrimFunc:
-    """Build the eight tables of a word of columns, then walk the rows; all short loops unrolled."""
-    sch = s_tir.Schedule(func)
-    dots = sch.get_sblock("lookup_dots")
-    batch, row, segment, word = sch.get_loops(dots)
-    sch.reorder(batch, segment, word, row)
-    sch.decompose_reduction(dots, word)
-    table = sch.get_sblock("table")
-    sch.compute_at(table, word)
-    each_table, entry = sch.get_loops(table)[-2:]
-    sch.unroll(entry)
-    for name in ("low", "high", "values"):
-        block = sch.get_sblock(name)
-        sch.compute_at(block, each_table)
-        sch.unroll(sch.get_loops(block)[-1])
-    return sch.mod["main"].without_attr("global_symbol").with_attr(SCHEDULED, True)
+            with T.serial(0, batch) as sample:
+                with T.serial(0, rows) as row:
+                    start = tables.start(dtype, full * WORD_TABLES + last)
+                    T.buffer_store(dots, start, [sample, row, 0])
+                if full:
+                    with T.serial(0, full) as word:
+                        with T.serial(0, WORD_TABLES) as t:
+                            first = word * WORD_COLUMNS + t * TABLE_COLUMNS
+                            values = [value(sample, first + c) for c in range(TABLE_COLUMNS)]
+                            tables.fill(table, t * tables.ENTRIES, values, dtype)
+                        add(sample, word, WORD_TABLES)
+                for t in range(last):
+                    first = full * WORD_COLUMNS + t * TABLE_COLUMNS
+                    here = range(first, first + TABLE_COLUMNS)
+                    values = [value(sample, c, c < columns) for c in here]
+                    tables.fill(table, t * tables.ENTRIES, values, dtype)
+                if last:
+                    add(sample, full, last)
+        return builder.get().with_attrs({"tirx.noalias": True, SCHEDULED: True})

@@ -88,7 +88,8 @@ def _fill_pairs(table, at, values) -> None:
             step = doubled[changed.bit_length() - 1]
             total = pair[0] + step if number & changed else pair[0] - step
             T.buffer_store(pair, total, [0])
-        address = T.address_of(table[at + 2 * number])
+        # Of an access pointer, unlike an address, TVM knows that it may reach the whole table.
+        address = table.access_ptr("w", offset=at + 2 * number)
         T.evaluate(tir.call_extern("void", STORE_PAIR, address, pair[0].astype("uint32")))
         position = number
 

@@ -1,11 +1,12 @@
-"""The bare-metal lookup convolution against float64 of the dense expansion."""
+"""The weight layout of the bare-metal lookup convolution, and its scratch."""
+
+from dataclasses import replace
 
 import numpy as np
-import torch
-import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tbn_tvm.micro.kernels import STACK_ARRAY_BYTES, lower_kernel
 from tbn_tvm.schedules.cortex_m.lookup_conv import LookupConv, Plan, filter_words
 from tbn_tvm.schedules.reference import Product, Window
 from tbn_tvm.schedules.rules import Workload
@@ -44,42 +45,6 @@ def draw_workload(data):
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_every_window_group_and_stride_equals_the_expansion(data):
-    workload, weight, rng = draw_workload(data)
-    product, window = workload.product, workload.window
-    kernel = LookupConv()
-    function = kernel.prim_func(workload, ({},)).with_attr("global_symbol", "main")
-    words = kernel.layout(weight.tile, workload, ({},))
-    x = rng.normal(size=(1, workload.channels * product.groups, *workload.extents))
-    x = x.astype("float32")
-    dots = np.full((1, product.groups, product.unique_rows, 1, *workload.out_extents), np.nan)
-    dots = tvm.runtime.tensor(dots.astype("float32"))
-    built = tvm.compile(tvm.IRModule({"main": function}), target="llvm")
-    built["main"](tvm.runtime.tensor(x), tvm.runtime.tensor(words), dots)
-    rank = len(window.kernel)
-    pads = [
-        pad
-        for axis in reversed(range(rank))
-        for pad in (window.padding[axis], window.padding[rank + axis])
-    ]
-    convolve = torch.nn.functional.conv1d if rank == 1 else torch.nn.functional.conv2d
-    expected = convolve(
-        torch.nn.functional.pad(torch.from_numpy(x).double(), pads),
-        torch.from_numpy(weight.expand(np.float64)),
-        None,
-        window.strides,
-        0,
-        window.dilation,
-        product.groups,
-    ).numpy()
-    expected = expected.reshape(1, product.groups, product.group_rows, *workload.out_extents)
-    for row in range(product.group_rows):
-        y = dots.numpy()[:, :, row % product.unique_rows, 0]
-        assert np.abs(y - expected[:, :, row]).max() < 1e-4
-
-
-@settings(max_examples=30, deadline=None)
-@given(data=st.data())
 def test_filter_words_hold_every_sign_in_its_place(data):
     workload, weight, _ = draw_workload(data)
     product, plan = workload.product, Plan(workload)
@@ -96,3 +61,13 @@ def test_filter_words_hold_every_sign_in_its_place(data):
         word = words[group, filter_, row, run, table // 8]
         bit = word >> (4 * (table % 8) + channel % 4) & 1
         assert bit == signs[group, filter_, channel * height * width + row * width + column]
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_the_ring_keeps_its_size_through_lowering(data):
+    workload, _, _ = draw_workload(data)
+    workload = replace(workload, dtype=data.draw(st.sampled_from(["float32", "int8"])))
+    kernel = lower_kernel(LookupConv().prim_func(workload, ({},)), "kernel")
+    size = Plan(workload).ring_bytes
+    assert [nbytes for nbytes, _ in kernel.scratch] == ([size] if size > STACK_ARRAY_BYTES else [])
