@@ -4,13 +4,20 @@
 #define SYST_CSR (*(volatile uint32_t *)0xE000E010u)
 #define SYST_RVR (*(volatile uint32_t *)0xE000E014u)
 #define SYST_CVR (*(volatile uint32_t *)0xE000E018u)
-#define RELOAD 0x00FFFFFFu
+#define BITS 20u /* of 24: interrupts often enough for a limit, seldom enough to cost nothing */
+#define RELOAD ((1u << BITS) - 1u)
 
-static volatile uint32_t wraps;
+static volatile uint32_t wraps, last; /* the first that is too late; 0: none */
 
-void tbn_timer_interrupt(void)
+int tbn_timer_interrupt(void)
 {
   wraps++;
+  return last != 0u && wraps >= last;
+}
+
+void tbn_timer_limit(uint64_t ticks)
+{
+  last = ticks == 0u ? 0u : (uint32_t)((tbn_timer_ticks() + ticks) >> BITS) + 1u;
 }
 
 void tbn_timer_start(void)

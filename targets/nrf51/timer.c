@@ -7,14 +7,38 @@
 #define TASKS_CLEAR TIMER0(0x00Cu)
 #define TASKS_CAPTURE0 TIMER0(0x040u)
 #define MODE TIMER0(0x504u)
+#define EVENTS_COMPARE1 TIMER0(0x144u)
+#define INTENSET TIMER0(0x304u)
+#define INTENCLR TIMER0(0x308u)
 #define BITMODE TIMER0(0x508u)
 #define PRESCALER TIMER0(0x510u)
 #define CC0 TIMER0(0x540u)
+#define CC1 TIMER0(0x544u)
+
+#define COMPARE1 (1u << 17)
+#define MOST_TICKS 0xF0000000u /* 251 s: nearly a turn of the counter */
+
+/* NVIC (Armv6-M ARM, B3.4). */
+#define NVIC_ISER (*(volatile uint32_t *)0xE000E100u)
+#define NVIC_ICPR (*(volatile uint32_t *)0xE000E280u)
 
 static uint32_t last, wraps;
 
-void tbn_timer_interrupt(void)
+int tbn_timer_interrupt(void)
 {
+  EVENTS_COMPARE1 = 0u;
+  return 1;
+}
+
+void tbn_timer_limit(uint64_t ticks)
+{
+  INTENCLR = COMPARE1;
+  if (ticks == 0u) return;
+  CC1 = (uint32_t)tbn_timer_ticks() + (ticks < MOST_TICKS ? (uint32_t)ticks : MOST_TICKS);
+  EVENTS_COMPARE1 = 0u; /* of the earlier value */
+  NVIC_ICPR = 1u << TBN_TIMER_IRQ;
+  INTENSET = COMPARE1;
+  NVIC_ISER = 1u << TBN_TIMER_IRQ;
 }
 
 void tbn_timer_start(void)

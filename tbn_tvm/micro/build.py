@@ -21,6 +21,7 @@ PROTOCOLS = {
     "tbn": "device/tbn_server.c",
     "mlperf-tiny": "device/tbn_mlperf_tiny.c",
     "none": "device/tbn_once.c",
+    "profile": "device/tbn_server.c",
 }
 """What a firmware speaks with its host, and the file of a project that does it."""
 
@@ -74,7 +75,9 @@ def build(
     protocol : str
         One of ``PROTOCOLS``: ``tbn`` for :class:`tbn_tvm.micro.Session`, ``mlperf-tiny`` for the
         serial commands of MLPerf Tiny, or ``none`` for a program that runs the model once and
-        sleeps. Other firmware than the session's has its protocol in its name.
+        sleeps; ``profile`` is ``tbn`` with the time taken at every step, for
+        :func:`tbn_tvm.micro.profile.profile`. Other firmware than the session's has its protocol
+        in its name.
     sources : sequence of path
         C files to add: what ``none`` calls before and after the run.
 
@@ -117,10 +120,12 @@ def build(
         "-ffunction-sections",
         "-fdata-sections",
         "-fstack-usage",
+        "-g",
         "-I.",
         "-Idevice",
         *(f"-D{define}" for define in board.defines),
         f'-DTBN_BOARD_NAME="{board.name}"',
+        *(["-DTBN_PROFILE"] if protocol == "profile" else []),
         *own,
         *(str(Path(source).resolve()) for source in sources),
         "-nostartfiles",

@@ -62,6 +62,7 @@ class ModelSource:
     def _render(self, template: str) -> str:
         program, plan = self.program, self.plan
         constants = {constant.name for constant in program.constants}
+        sizes = {buffer.name: buffer.nbytes for buffer in program.buffers}
         kernels = self._kernels()
         apart = self._apart()
         comments = self._comments()
@@ -119,6 +120,14 @@ class ModelSource:
                         ],
                     }
                     for step, comment in zip(program.steps, comments, strict=True)
+                ],
+                results=[
+                    {
+                        "place": apart[name]["name"] if name in apart else self._in_arena(name),
+                        "bytes": sizes[name],
+                    }
+                    for index in range(len(program.steps))
+                    for name, _dtype in program.results(index)
                 ],
                 inputs=self._tensors(
                     self.signature.inputs,

@@ -108,6 +108,16 @@ class Program:
                     choices.append((writer.name, over.name))
         return choices
 
+    def results(self, index: int) -> list[tuple[str, str]]:
+        """Name and dtype of what a step computes, its scratch memory excluded."""
+        step = self.steps[index]
+        kernel = next(kernel for kernel in self.kernels if kernel.name == step.kernel)
+        return [
+            (name, parameter.dtype)
+            for name, parameter in zip(step.arguments, kernel.parameters, strict=True)
+            if name.startswith(f"step{index}_") and not name.startswith(f"step{index}_scratch")
+        ]
+
 
 def extract_program(mod: tvm.IRModule, name: str) -> Program:
     """Read a program off a lowered module.

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from tbn_tvm.errors import DeviceError
+from tbn_tvm.micro.fault import FaultReport
 from tbn_tvm.micro.transport import Transport
 
 MAGIC = 0xA7
@@ -29,6 +30,8 @@ HEADER = struct.Struct("<BBBBB")
 CRC = struct.Struct("<I")
 MAX_PAYLOAD = 255
 VERSION = 3
+
+ALL_STEPS = 0xFFFF
 
 _LEAST_ROOM = 16
 _MORE_ROOM = 8
@@ -45,6 +48,8 @@ class Kind(IntEnum):
     RUN = 3
     READ = 4
     STACK = 5
+    TIMES = 6
+    RESULT = 7
     FAULT = 0x7E
     ERROR = 0x7F
 
@@ -68,19 +73,17 @@ class DamagedInput(Exception):
 
 
 class Fault(DeviceError):
-    """The device took a processor fault.
+    """The device says that something happened which should not have.
 
     Attributes
     ----------
-    pc, lr, status : int
-        Program counter, link register, CFSR.
+    report : FaultReport
+        What it says.
     """
 
-    def __init__(self, pc: int, lr: int, status: int) -> None:
-        super().__init__(
-            f"the device faulted at pc 0x{pc:08x}, lr 0x{lr:08x}, status 0x{status:08x}"
-        )
-        self.pc, self.lr, self.status = pc, lr, status
+    def __init__(self, report: FaultReport) -> None:
+        super().__init__(report.describe())
+        self.report = report
 
 
 def header_check(kind: int, sequence: int, length: int) -> int:
@@ -317,8 +320,8 @@ class Link:
 
     def _judge(self, kind: Kind, frame: Frame) -> bytes | object | None:
         """The reply's payload, None for a frame that is none."""
-        if frame.kind == Kind.FAULT and len(frame.payload) == 12:
-            raise Fault(*struct.unpack("<III", frame.payload))
+        if frame.kind == Kind.FAULT and (report := FaultReport.parse(frame.payload)):
+            raise Fault(report)
         if frame.kind == Kind.ERROR and frame.payload == bytes([_DAMAGED]):
             return _DAMAGED_FRAME  # whatever its number: that may have been what was damaged
         if frame.sequence != self._sequence:
@@ -369,10 +372,42 @@ def write_input(link: Link, index: int, data: bytes) -> None:
         pass
 
 
-def run(link: Link, inputs: list[bytes], outputs: int, timeout: float) -> tuple[int, list[int]]:
-    """Run one inference on inputs already sent; ticks, and the CRC of each output."""
+def run(
+    link: Link,
+    inputs: list[bytes],
+    outputs: int,
+    timeout: float,
+    *,
+    most_ticks: int = 0,
+    steps: int = ALL_STEPS,
+) -> tuple[int, list[int]]:
+    """Run one inference on inputs already sent.
+
+    Parameters
+    ----------
+    link : Link
+        To the device.
+    inputs : list of bytes
+        What was sent, for its CRC.
+    outputs : int
+        How many the model has.
+    timeout : float
+        Seconds until the device is given up.
+    most_ticks : int
+        After which the device ends the run by itself; 0 for never.
+    steps : int
+        To do; firmware that was not built to be profiled does all or refuses.
+
+    Returns
+    -------
+    int
+        Ticks of the device's timer.
+    list of int
+        The CRC of each output.
+    """
     crcs = b"".join(CRC.pack(zlib.crc32(data)) for data in inputs)
-    payload = link.request(Kind.RUN, crcs, timeout)
+    limit = min(-(-most_ticks // 1024), 2**32 - 1)
+    payload = link.request(Kind.RUN, struct.pack("<IH", limit, steps) + crcs, timeout)
     if len(payload) != 8 + 4 * outputs:
         raise DeviceError(
             f"the device answered RUN with {len(payload)} bytes: expected {8 + 4 * outputs}"
@@ -405,3 +440,40 @@ def stack_used(link: Link) -> int:
     if len(payload) != 4:
         raise DeviceError(f"the device answered STACK with {len(payload)} bytes: expected 4")
     return int.from_bytes(payload, "little")
+
+
+def step_times(link: Link, cycles: bool = False) -> tuple[list[int], float]:
+    """When each step of the last run began, and when the last one ended.
+
+    Parameters
+    ----------
+    link : Link
+        To firmware that was built to be profiled.
+    cycles : bool
+        Of the core; else ticks of the timer.
+
+    Returns
+    -------
+    list of int
+        Modulo 2**32, one more than there are steps.
+    float
+        What taking one of these times takes.
+    """
+    times: list[int] = []
+    while True:
+        payload = link.request(Kind.TIMES, struct.pack("<BH", cycles, len(times)))
+        if len(payload) < 10 or len(payload) % 4 != 2:
+            raise DeviceError(f"the device answered TIMES with {len(payload)} bytes")
+        steps, overhead = struct.unpack_from("<HI", payload)
+        times += struct.unpack_from(f"<{(len(payload) - 6) // 4}I", payload, 6)
+        if len(times) > steps:
+            return times[: steps + 1], overhead / 64
+
+
+def read_result(link: Link, index: int, size: int) -> bytes:
+    """What a step of the last run computed; results are counted through all steps."""
+
+    def piece(offset: int, count: int) -> bytes:
+        return struct.pack("<HIB", index, offset, count)
+
+    return b"".join(link.transfer(Kind.RESULT, size, piece, MAX_PAYLOAD))

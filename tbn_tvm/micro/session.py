@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +12,14 @@ import numpy as np
 from tbn_tvm.errors import DeviceError
 from tbn_tvm.micro import protocol
 from tbn_tvm.micro.build import BuildReport, build
+from tbn_tvm.micro.fault import Firmware
 from tbn_tvm.micro.project import Project
 from tbn_tvm.micro.transport import EmulatedBoard, Transport
 
 _INPUT_ATTEMPTS = 8
+
+_EMULATED_PER_SECOND = 20_000_000
+"""Instructions that the emulator gets through on any host."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,11 @@ class Session:
         Seconds to wait for one inference.
     transport : Transport, optional
         Carries the bytes; by default the board in the emulator.
+    most_instructions : int, optional
+        After which the device's watch-dog ends an inference and tells where it was. By default so
+        many that the emulator comes to them before ``run_timeout``.
+    firmware : str
+        ``tbn``, or ``profile`` for firmware that takes the time at every step.
     """
 
     def __init__(
@@ -58,9 +69,14 @@ class Session:
         timeout: float = 2.0,
         run_timeout: float = 60.0,
         transport: Transport | None = None,
+        most_instructions: int | None = None,
+        firmware: str = "tbn",
     ) -> None:
         self.project = Project.load(project)
-        self.build_report: BuildReport = build(project)
+        self.build_report: BuildReport = build(project, firmware)
+        if most_instructions is None:
+            most_instructions = round(run_timeout * _EMULATED_PER_SECOND)
+        self._most_instructions = most_instructions
         self._transport = transport
         self._timeouts = (timeout, run_timeout)
         self._link: protocol.Link | None = None
@@ -71,7 +87,8 @@ class Session:
             self._transport = EmulatedBoard(self.project.board, Path(self.build_report.elf))
         try:
             self._link = protocol.Link(self._transport, self._timeouts[0])
-            self._greeting = protocol.greet(self._link)
+            with self._faults():
+                self._greeting = protocol.greet(self._link)
             self._check_greeting()
         except BaseException:
             self.close()
@@ -127,7 +144,8 @@ class Session:
                 _sample(spec.shape, array, sample).tobytes()
                 for spec, array in zip(signature.inputs, arrays, strict=True)
             ]
-            ticks, outputs = self._infer(pieces)
+            with self._faults():
+                ticks, outputs = self._infer(pieces)
             instructions.append(round(ticks * self.project.board.instructions_per_tick))
             rows.append(outputs)
         used = protocol.stack_used(self._link)
@@ -143,22 +161,40 @@ class Session:
         return results[0] if len(results) == 1 else results
 
     def _infer(self, inputs: list[bytes]) -> tuple[int, list[bytes]]:
-        link, outputs = self._link, self._greeting.outputs
-        try:
-            for _ in range(_INPUT_ATTEMPTS):
-                for index, data in enumerate(inputs):
-                    protocol.write_input(link, index, data)
-                try:
-                    ticks, crcs = protocol.run(link, inputs, len(outputs), self._timeouts[1])
-                except protocol.DamagedInput:
-                    continue
-                return ticks, [
-                    protocol.read_output(link, index, size, crc)
-                    for index, (size, crc) in enumerate(zip(outputs, crcs, strict=True))
-                ]
-        except protocol.Fault as fault:
-            raise DeviceError(f"{fault} ({self._symbol(fault.pc)})") from None
+        ticks, crcs = self._run_steps(inputs)
+        return ticks, [
+            protocol.read_output(self._link, index, size, crc)
+            for index, (size, crc) in enumerate(zip(self._greeting.outputs, crcs, strict=True))
+        ]
+
+    def _run_steps(
+        self, inputs: list[bytes], steps: int = protocol.ALL_STEPS
+    ) -> tuple[int, list[int]]:
+        """Send inputs and run; ticks, and the CRC of each output."""
+        most = math.ceil(self._most_instructions / self.project.board.instructions_per_tick)
+        for _ in range(_INPUT_ATTEMPTS):
+            for index, data in enumerate(inputs):
+                protocol.write_input(self._link, index, data)
+            with contextlib.suppress(protocol.DamagedInput):
+                return protocol.run(
+                    self._link,
+                    inputs,
+                    len(self._greeting.outputs),
+                    self._timeouts[1],
+                    most_ticks=most,
+                    steps=steps,
+                )
         raise DeviceError(f"the inputs arrived damaged {_INPUT_ATTEMPTS} times")
+
+    @contextlib.contextmanager
+    def _faults(self):
+        """Name the functions in a device's report of a fault."""
+        try:
+            yield
+        except protocol.Fault as fault:
+            firmware = Firmware(Path(self.build_report.elf))
+            limit = f"{self._most_instructions:,} instructions"
+            raise DeviceError(fault.report.describe(firmware, limit)) from None
 
     def _check_greeting(self) -> None:
         expected = bytes.fromhex(self.project.digest)[:8]
@@ -167,20 +203,6 @@ class Session:
                 f"the device runs firmware {self._greeting.digest.hex()}, this project is "
                 f"{expected.hex()}: flash it again"
             )
-
-    def _symbol(self, address: int) -> str:
-        """The function that holds an address, for reports of faults."""
-        from elftools.elf.elffile import ELFFile
-
-        with open(self.build_report.elf, "rb") as file:
-            for symbol in ELFFile(file).get_section_by_name(".symtab").iter_symbols():
-                start = symbol["st_value"] & ~1
-                if (
-                    symbol["st_info"]["type"] == "STT_FUNC"
-                    and start <= address < start + symbol["st_size"]
-                ):
-                    return f"in {symbol.name}"
-        return "outside any function"
 
 
 def _sample(shape: tuple, array: np.ndarray, index: int) -> np.ndarray:

@@ -400,7 +400,7 @@ def _adjustment(name: str, operands: str, first: str) -> int | None:
     if re.match(r"v?(ldm|stm)", name) and operands.startswith("sp!"):
         return None
     writes = not re.match(r"v?(str|stm|push|cmp|cmn|tst|teq)", name)
-    if (first == "sp" and writes) or (name == "msr" and re.match("[mp]sp", operands.lower())):
+    if (first == "sp" and writes) or (name == "msr" and re.match(r"[mp]sp\b", operands.lower())):
         return None
     return 0
 

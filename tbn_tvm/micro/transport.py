@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import select
 import shutil
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tbn_tvm.errors import DeviceError, ToolError
+from tbn_tvm.micro.fault import Firmware
 from tbn_tvm.targets import Board
 
 EMULATOR = "qemu-system-arm"
@@ -54,6 +56,7 @@ class EmulatedBoard:
         emulator = shutil.which(EMULATOR)
         if emulator is None:
             raise ToolError(f"{EMULATOR} is not on PATH; on Debian: {INSTALL_EMULATOR}")
+        self._elf = Path(elf)
         self._folder = tempfile.TemporaryDirectory(prefix="tbn_tvm_")
         self._process: subprocess.Popen | None = None
         self._socket: socket.socket | None = None
@@ -122,9 +125,23 @@ class EmulatedBoard:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = self._process.wait(0.2)
         lines = self._log.read_text(errors="replace").split("\n") if self._log.exists() else []
-        told = "; ".join(line.strip() for line in lines[:3] if line.strip())
+        told = "; ".join(line.strip() for line in lines[:2] if line.strip())
+        told += self._lockup("\n".join(lines))
         ended = f" (exit status {status})" if status is not None else ""
         return ended + (f": {told}" if told else "")
+
+    def _lockup(self, log: str) -> str:
+        """Where a core stopped that could not even report a fault, from what QEMU says of it."""
+        found = re.search(r"Lockup.*?R13=(\w+).*?R15=(\w+)", log, re.DOTALL)
+        if found is None:
+            return ""
+        sp, pc = (int(value, 16) for value in found.groups())
+        firmware = Firmware(self._elf)
+        why = ""
+        if sp < firmware.stack_limit:
+            why = f": stack overflow, raise stack_bytes and __stack_size{firmware.stack}"
+        place = firmware.place(pc)
+        return f"; the core locked up at 0x{pc:08x}{place and f' ({place})'}, sp 0x{sp:08x}{why}"
 
     def close(self) -> None:
         if self._socket is not None:

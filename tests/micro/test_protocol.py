@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tbn_tvm.errors import DeviceError
 from tbn_tvm.micro import protocol
+from tbn_tvm.micro.fault import REGISTERS
 from tbn_tvm.micro.protocol import DamagedInput, Decoder, Fault, Frame, Kind, Link, encode
 
 SETTINGS = settings(max_examples=60, deadline=None)
@@ -269,17 +270,23 @@ def test_a_time_out_can_be_given_for_one_request():
     assert Clock.now - start == pytest.approx(5)
 
 
+def fault(cause: int = 1, **registers: int) -> bytes:
+    words = [registers.get(name, 0) for name in REGISTERS] + [0] * 4
+    return struct.pack("<B17I", cause, *words) + b"\0\0"
+
+
 def test_a_fault_is_reported_whatever_its_number():
-    registers = struct.pack("<III", 0x1234, 0xFFFFFFF9, 0x82000000)
-    link = linked(lambda _frame: encode(Frame(Kind.FAULT, 0, registers)))
-    with pytest.raises(Fault, match=r"pc 0x00001234, lr 0xfffffff9, status 0x82000000") as caught:
+    payload = fault(pc=0x1234, lr=0xFFFFFFF9, cfsr=1 << 25)
+    link = linked(lambda _frame: encode(Frame(Kind.FAULT, 0, payload)))
+    with pytest.raises(Fault, match=r"faulted at 0x00001234: division by zero") as caught:
         link.request(Kind.RUN)
-    assert (caught.value.pc, caught.value.lr) == (0x1234, 0xFFFFFFF9)
+    assert caught.value.report.registers["lr"] == 0xFFFFFFF9
     assert isinstance(caught.value, DeviceError)
 
 
-def test_a_fault_frame_of_another_length_is_ignored():
-    link = linked(by_turns(lambda frame: encode(Frame(Kind.FAULT, 0, b"x")) + right(frame)))
+@pytest.mark.parametrize("payload", [b"x", b"", fault(cause=99), fault()[:-1], fault() + b"x\0"])
+def test_a_fault_frame_of_another_form_is_ignored(payload):
+    link = linked(lambda frame: encode(Frame(Kind.FAULT, 0, payload)) + right(frame))
     assert link.request(Kind.RUN) == b"right"
 
 
@@ -427,7 +434,14 @@ def test_a_run_sends_the_inputs_crcs_and_returns_ticks_and_the_outputs_crcs():
     link = linked(lambda frame: reply(frame, payload))
     assert protocol.run(link, [b"one", b"two"], 2, 2.0) == (2**40 + 3, [11, 12])
     crcs = struct.pack("<II", zlib.crc32(b"one"), zlib.crc32(b"two"))
-    assert link.transport.asked[0].payload == crcs
+    assert link.transport.asked[0].payload == struct.pack("<IH", 0, 0xFFFF) + crcs
+
+
+@pytest.mark.parametrize(("ticks", "sent"), [(1, 1), (1024, 1), (1025, 2), (2**50, 2**32 - 1)])
+def test_a_runs_limit_is_never_below_what_was_asked_for(ticks, sent):
+    link = linked(lambda frame: reply(frame, struct.pack("<QI", 1, 11)))
+    protocol.run(link, [b""], 1, 2.0, most_ticks=ticks)
+    assert struct.unpack_from("<I", link.transport.asked[0].payload) == (sent,)
 
 
 def test_a_run_answered_for_other_outputs_is_refused():

@@ -30,6 +30,7 @@ BOARD = f"""
 #include <time.h>
 #include <unistd.h>
 #include "tbn_board.h"
+#include "tbn_fault.h"
 #include "tbn_model.h"
 
 static uint8_t input[{SIZE}], output[{SIZE}], runs;
@@ -51,6 +52,15 @@ int32_t tbn_uart_poll(void)
   return byte;
 }}
 void tbn_timer_start(void) {{}}
+void tbn_timer_limit(uint64_t ticks) {{ (void)ticks; }}
+void tbn_stack_check(void) {{}}
+uint8_t tbn_fault_collect(const uint32_t *frame, uint32_t exc_return, uint32_t *words)
+{{
+  (void)frame;
+  (void)exc_return;
+  (void)words;
+  return 1u;
+}}
 uint32_t tbn_stack_used(void) {{ return 0x12345678u; }}
 /* Microseconds, and more than 32 bits of them a run. */
 uint64_t tbn_timer_ticks(void)
@@ -78,6 +88,10 @@ void tbn_model_run(void)
   output[0] = ++runs;
 }}
 """
+
+
+def data(seed: int) -> bytes:
+    return random.Random(seed).randbytes(SIZE)
 
 
 class Server:
@@ -119,10 +133,6 @@ def link(program):
     server = Server(program)
     yield Link(server, timeout=10)
     server.close()
-
-
-def data(seed: int) -> bytes:
-    return random.Random(seed).randbytes(SIZE)
 
 
 def infer(link: Link, given: bytes) -> tuple[int, bytes]:
@@ -191,6 +201,8 @@ def test_runs_that_happen_to_share_a_sequence_number_are_different_runs(link):
         (Kind.READ, b"", "address outside the buffer"),
         (Kind.RUN, b"", "malformed request"),
         (Kind.RUN, CRC.pack(0) * 2, "malformed request"),
+        (Kind.RUN, struct.pack("<IHI", 0, 1, zlib.crc32(bytes(SIZE))), "malformed request"),
+        (Kind.TIMES, b"\0\0\0", "malformed request"),
         (Kind.FAULT, b"", "malformed request"),
     ],
 )

@@ -196,7 +196,7 @@ def test_a_request_outside_a_buffer_is_refused(project):
         with pytest.raises(DeviceError, match="malformed"):
             link.request(protocol.Kind.RUN, b"")
         with pytest.raises(protocol.DamagedInput):
-            link.request(protocol.Kind.RUN, b"\x00\x00\x00\x00")
+            link.request(protocol.Kind.RUN, bytes(4) + b"\xff\xff" + bytes(4))
 
 
 def test_a_float_model_whose_weights_happen_to_be_tiled_compiles_to_the_same_code(tmp_path):

@@ -251,7 +251,8 @@ def test_the_disassembly_agrees_with_the_compiler_about_frames(shipped, tmp_path
         compared = 0
         for address, (name, _size) in image.functions.items():
             known = usage.get(re.sub(r"\.\d+$", "", name))
-            if known is not None:
+            # A fault's handler begins the stack anew where that is full.
+            if known is not None and name != "Fault_Handler":
                 assert functions._walk(address, None).deepest == known.nbytes, name
                 compared += 1
         assert compared > 10

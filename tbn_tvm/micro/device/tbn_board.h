@@ -40,11 +40,17 @@ void tbn_timer_start(void);
 /* Ticks since the start; monotonic. */
 uint64_t tbn_timer_ticks(void);
 
-/* The timer's interrupt. */
-void tbn_timer_interrupt(void);
+/* Have the interrupt tell when so many ticks have passed from now, or somewhat more; 0: never. */
+void tbn_timer_limit(uint64_t ticks);
+
+/* The timer's interrupt; whether the limit has passed. */
+int tbn_timer_interrupt(void);
 
 /* Bytes of stack that were ever used since reset: start-up fills the stack with a pattern. */
 uint32_t tbn_stack_used(void);
+
+/* Report an overflow that left its mark at the stack's end, where no core found it at once. */
+void tbn_stack_check(void);
 
 /* Called on a fault with the program counter, link register and fault status; never returns. */
 void tbn_fault(uint32_t pc, uint32_t lr, uint32_t status);

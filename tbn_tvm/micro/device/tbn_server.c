@@ -10,7 +10,9 @@
 
 #include "tbn_board.h"
 #include "tbn_crc32.h"
+#include "tbn_fault.h"
 #include "tbn_model.h"
+#include "tbn_profile.h"
 
 #define MAGIC 0xA7u
 #define HEADER 5u /* magic, kind, sequence, length, check */
@@ -21,7 +23,8 @@
  * need between two bytes. */
 #define SILENCE (TBN_TIMER_HZ / 10u)
 
-enum { HELLO = 1, WRITE = 2, RUN = 3, READ = 4, STACK = 5, FAULT = 0x7E, ERROR = 0x7F, REPLY = 0x80 };
+enum { HELLO = 1, WRITE = 2, RUN = 3, READ = 4, STACK = 5, TIMES = 6, RESULT = 7 };
+enum { FAULT = 0x7E, ERROR = 0x7F, REPLY = 0x80 };
 enum { BAD_REQUEST = 1, BAD_RANGE = 2, BAD_INPUT = 3, DAMAGED = 4 };
 
 static uint8_t frame[HEADER + MAX_PAYLOAD + 4u];
@@ -149,25 +152,46 @@ static void write_input(uint8_t sequence, uint32_t size)
   send(WRITE | REPLY, sequence, 0u);
 }
 
-/* Payload: the CRC of each input. Reply: ticks (8 bytes), the CRC of each output. */
+/* Run the model up to a step; whether that can be done. */
+static int run_model(uint32_t steps)
+{
+#if defined(TBN_PROFILE)
+  tbn_profile_end = steps;
+#else
+  if (steps != TBN_ALL_STEPS) return 0;
+#endif
+  tbn_model_run();
+  return 1;
+}
+
+/* Payload: the most ticks it may take, by 1024 (4 bytes; 0: any number), how many steps (2 bytes),
+ * the CRC of each input. Reply: ticks (8 bytes), the CRC of each output. */
 static void run(uint8_t sequence, uint32_t size)
 {
   uint32_t inputs = tbn_model_inputs(), outputs = tbn_model_outputs(), bytes;
   if (run_sequence != (int32_t)sequence) {
-    if (size != 4u * inputs) {
+    if (size != 6u + 4u * inputs) {
       send_error(sequence, BAD_REQUEST);
       return;
     }
     for (uint32_t i = 0; i < inputs; ++i) {
       const uint8_t *input = tbn_model_input(i, &bytes);
-      if (tbn_crc32(0u, input, bytes) != get32(frame + HEADER + 4u * i)) {
+      if (tbn_crc32(0u, input, bytes) != get32(frame + HEADER + 6u + 4u * i)) {
         send_error(sequence, BAD_INPUT);
         return;
       }
     }
+    uint32_t steps = (uint32_t)frame[HEADER + 4] | (uint32_t)frame[HEADER + 5] << 8;
+    tbn_timer_limit((uint64_t)get32(frame + HEADER) << 10);
     uint64_t start = tbn_timer_ticks();
-    tbn_model_run();
+    int ran = run_model(steps);
     run_ticks = tbn_timer_ticks() - start;
+    tbn_timer_limit(0u);
+    tbn_stack_check();
+    if (!ran) {
+      send_error(sequence, BAD_REQUEST);
+      return;
+    }
     run_sequence = sequence;
   }
   put32(frame + HEADER, (uint32_t)run_ticks);
@@ -200,21 +224,82 @@ static void stack(uint8_t sequence)
   send(STACK | REPLY, sequence, 4u);
 }
 
-void tbn_fault(uint32_t pc, uint32_t lr, uint32_t status)
+#if defined(TBN_PROFILE)
+/* Payload: 0 for ticks, 1 for cycles; the first step (2 bytes). Reply: steps (2 bytes), what 64
+ * times of taking the time take (4 bytes), the times before each step and behind the last. */
+static void times(uint8_t sequence, uint32_t size)
 {
-  for (;;) { /* any request is answered with it: the line may have damaged it */
-    put32(frame + HEADER, pc);
-    put32(frame + HEADER + 4, lr);
-    put32(frame + HEADER + 8, status);
-    send(FAULT, 0u, 12u);
+  const uint32_t *from = frame[HEADER] == 0u ? tbn_profile_ticks : tbn_profile_cycles;
+  uint32_t spare = tbn_profile_steps + 1u;
+  uint32_t first = (uint32_t)frame[HEADER + 1] | (uint32_t)frame[HEADER + 2] << 8;
+  if (size != 3u || first > tbn_profile_steps) {
+    send_error(sequence, BAD_RANGE);
+    return;
+  }
+  (void)tbn_profile_step(spare);
+  uint32_t start = from[spare];
+  for (uint32_t i = 0; i < 64u; ++i) (void)tbn_profile_step(spare);
+  frame[HEADER] = (uint8_t)tbn_profile_steps;
+  frame[HEADER + 1] = (uint8_t)(tbn_profile_steps >> 8);
+  put32(frame + HEADER + 2, from[spare] - start);
+  uint32_t count = 0u;
+  for (; first + count < spare && count < (MAX_PAYLOAD - 6u) / 4u; ++count) {
+    put32(frame + HEADER + 6u + 4u * count, from[first + count]);
+  }
+  send(TIMES | REPLY, sequence, 6u + 4u * count);
+}
+
+/* Payload: index (2 bytes), offset (4 bytes), count. Reply: the bytes. */
+static void read_result(uint8_t sequence, uint32_t size)
+{
+  uint32_t bytes = 0u, index = (uint32_t)frame[HEADER] | (uint32_t)frame[HEADER + 1] << 8;
+  const uint8_t *result = size == 7u ? tbn_profile_result(index, &bytes) : NULL;
+  uint32_t offset = get32(frame + HEADER + 2), count = frame[HEADER + 6];
+  if (result == NULL || offset > bytes || count > bytes - offset) {
+    send_error(sequence, BAD_RANGE);
+    return;
+  }
+  memcpy(frame + HEADER, result + offset, count);
+  send(RESULT | REPLY, sequence, count);
+}
+#endif
+
+/* Append a text and the byte that ends it. */
+static uint8_t *put_text(uint8_t *at, const char *text)
+{
+  for (uint32_t i = 0; text != NULL && i < 80u && text[i] != 0; ++i) *at++ = (uint8_t)text[i];
+  *at++ = 0u;
+  return at;
+}
+
+/* Payload: cause, registers, where and what in text. Any later request is answered with it too: the
+ * line may have damaged it. */
+void tbn_report(uint8_t cause, const uint32_t *words, const char *where, const char *what)
+{
+  for (;;) {
+    uint8_t *at = frame + HEADER;
+    *at++ = cause;
+    for (uint32_t i = 0; i < TBN_FAULT_WORDS; ++i, at += 4) put32(at, words[i]);
+    at = put_text(put_text(at, where), what);
+    send(FAULT, 0u, (uint32_t)(at - frame) - HEADER);
     (void)receive();
   }
+}
+
+void tbn_fault_entry(const uint32_t *frame, uint32_t exc_return)
+{
+  uint32_t words[TBN_FAULT_WORDS] = {0u};
+  uint8_t cause = tbn_fault_collect(frame, exc_return, words);
+  tbn_report(cause, words, NULL, NULL);
 }
 
 int main(void)
 {
   tbn_uart_init();
   tbn_timer_start();
+#if defined(TBN_PROFILE)
+  tbn_profile_start();
+#endif
   for (;;) {
     uint32_t size = receive();
     uint8_t sequence = frame[2];
@@ -224,6 +309,10 @@ int main(void)
       case RUN: run(sequence, size); break;
       case READ: read_output(sequence, size); break;
       case STACK: stack(sequence); break;
+#if defined(TBN_PROFILE)
+      case TIMES: times(sequence, size); break;
+      case RESULT: read_result(sequence, size); break;
+#endif
       default: send_error(sequence, BAD_REQUEST); break;
     }
   }
