@@ -172,7 +172,7 @@ def exported(model, count):
 
 
 ROOM = 8_192 - 1_024 - SERVER_RAM_BYTES
-"""For the arena, on the smallest board: Shift writes its output over its input and takes 4 bytes a value."""
+"""For the arena, on the smallest board: Shift writes its output over its input, 4 bytes a value."""
 
 
 @pytest.mark.emulator
