@@ -7,15 +7,17 @@ needs vectors is C, in functions that the model's source defines where a kernel 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from tvm import tirx as tir
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tbn_tvm.schedules.cortex_m.lookup_conv import LookupConv, Plan, filter_bits, ring_func
+from tbn_tvm.schedules.cortex_m.lookup_conv import TABLE_COLUMNS, Plan
 from tbn_tvm.schedules.cortex_m.tables import COLUMNS, ENTRIES
 from tbn_tvm.schedules.kernel import Config, Kernel
-from tbn_tvm.schedules.layouts import sign_rows
+from tbn_tvm.schedules.layouts import sign_rows, taps_first
 from tbn_tvm.schedules.reference import SCHEDULED
 from tbn_tvm.schedules.rules import Workload
 
@@ -167,7 +169,53 @@ class MveDense(Kernel):
         return builder.get().with_attrs({"tirx.noalias": True, SCHEDULED: True})
 
 
-class MveConv(LookupConv):
+@dataclass(frozen=True)
+class Runs(Plan):
+    """A convolution as stretches of neighbouring tables: one a pixel after the other."""
+
+    @property
+    def runs(self) -> int:
+        """Stretches of neighbouring tables in a row of a window: one where taps touch."""
+        return 1 if self.dilation[1] == 1 else self.kernel[1]
+
+    @property
+    def run_tables(self) -> int:
+        """Tables of a stretch."""
+        return self.tables * self.kernel[1] // self.runs
+
+    def ring_place(self, row, column, tap, run):
+        """Where in the ring a run of a window begins."""
+        ring_row = (row * self.strides[0] + tap * self.dilation[0]) % self.reach[0]
+        pixel = column * self.strides[1] + run * self.dilation[1]
+        return ring_row * self.row_entries + pixel * self.tables * ENTRIES
+
+
+def filter_bits(signs: np.ndarray, plan: Runs) -> np.ndarray:
+    """The bits of filters in the order in which windows meet them.
+
+    Parameters
+    ----------
+    signs : numpy.ndarray
+        bool, shape ``(groups, filters, C * taps)``, channel-major.
+    plan : Runs
+        The convolution.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool, shape ``(groups, filters, kernel rows, runs, columns)``: the channels of each tap of
+        a run, tap by tap, filled up with zeros to whole tables.
+    """
+    groups, filters, _ = signs.shape
+    height, width = plan.kernel
+    channels = plan.workload.channels
+    taps = taps_first(signs, plan.workload.taps).reshape(groups, filters, height, width, channels)
+    padded = np.zeros((groups, filters, height, width, plan.tables * TABLE_COLUMNS), dtype=bool)
+    padded[..., :channels] = taps
+    return padded.reshape(groups, filters, height, plan.runs, plan.run_tables * TABLE_COLUMNS)
+
+
+class MveConv(Kernel):
     """Convolution of one image, float32 or int8, any groups, one segment a filter."""
 
     name = "mve_conv"
@@ -175,11 +223,11 @@ class MveConv(LookupConv):
     def layout(
         self, tile: np.ndarray, workload: Workload, configs: tuple[Config, ...]
     ) -> np.ndarray:
-        bits = filter_bits(sign_rows(tile, workload.product), Plan(workload))
+        bits = filter_bits(sign_rows(tile, workload.product), Runs(workload))
         return Vectors(workload.dtype).pack(np.moveaxis(bits, 1, -2))
 
     def prim_func(self, workload: Workload, configs: tuple[Config, ...]) -> tir.PrimFunc:
-        vectors, plan, product = Vectors(workload.dtype), Plan(workload), workload.product
+        vectors, plan, product = Vectors(workload.dtype), Runs(workload), workload.product
         filters = product.unique_rows
         size = vectors.words_in(plan.run_tables, filters)
         shape = (product.groups, plan.kernel[0], plan.runs, size)
@@ -203,10 +251,95 @@ class MveConv(LookupConv):
             with T.serial(0, filters) as filter_:
                 T.buffer_store(result, sums[filter_], [group, filter_, row, column])
 
-        return ring_func(
+        return _ring_func(
             workload,
             (shape, vectors.words),
             (vectors.table, vectors.sums, tir.const(0, vectors.table)),
             vectors.fill,
             windows,
         )
+
+
+def _ring_func(workload: Workload, laid_out, dtypes, fill, windows) -> tir.PrimFunc:
+    """A convolution through a ring of tables.
+
+    Parameters
+    ----------
+    workload : Workload
+        What to compute.
+    laid_out : tuple
+        Shape and dtype of the words.
+    dtypes : tuple
+        Dtypes of tables and of sums, and the entry for activations of zero.
+    fill : callable
+        ``(ring, at, values)`` writes the table of four activations.
+    windows : callable
+        ``(ring, words, result, group, row, column)`` writes all filters' results at a position.
+    """
+    plan, product = Runs(workload), workload.product
+    groups, filters = product.groups, product.unique_rows
+    channels, tables = workload.channels, plan.tables
+    height, width = plan.inputs
+    reach, columns = plan.reach[0], plan.width
+    (out_h, out_w), step_h = plan.outputs, plan.strides[0]
+    table_dtype, sum_dtype, empty = dtypes
+    with IRBuilder() as builder, T.prim_func(is_private=True, s_tir=True):
+        x = T.arg("x", T.Buffer((1, groups * channels, *workload.extents), workload.dtype))
+        words = T.arg("words", T.Buffer(*laid_out))
+        shape = (1, groups, filters, 1, *workload.out_extents)
+        dots = T.arg("dots", T.Buffer(shape, sum_dtype))
+        image = T.decl_buffer((groups * channels, height, width), workload.dtype, data=x.data)
+        result = T.decl_buffer((groups, filters, out_h, out_w), sum_dtype, data=dots.data)
+        ring = T.alloc_buffer((reach * plan.row_entries,), table_dtype)
+
+        def clear(start, count):
+            with T.serial(0, count) as i:
+                T.buffer_store(ring, empty, [start + i])
+
+        def tabulate(group, row, column, at):
+            """The tables of a pixel."""
+            with T.serial(0, tables) as table:
+                first = group * channels + table * TABLE_COLUMNS
+                values = []
+                for c in range(TABLE_COLUMNS):
+                    value = image[first + c, row, column]
+                    if sum_dtype == "int32":
+                        value = value.astype("int32") - workload.zero_point
+                    if channels % TABLE_COLUMNS:
+                        inside = table * TABLE_COLUMNS + c < channels
+                        value = tir.if_then_else(inside, value, tir.const(0, sum_dtype))
+                    values.append(value)
+                fill(ring, at + table * ENTRIES, values)
+
+        before, after = plan.before[1], max(columns - plan.before[1] - width, 0)
+        pixels = min(width, columns - before)
+
+        def build(group, row):
+            """The ring's tables of an input row, counted from the padding's first."""
+            source = row - plan.before[0]
+            start = row % reach * plan.row_entries
+            with T.If(tir.all(source >= 0, source < height)):
+                with T.Then():
+                    if before:
+                        clear(start, before * tables * ENTRIES)
+                    with T.serial(0, pixels) as column:
+                        tabulate(
+                            group, source, column, start + (before + column) * tables * ENTRIES
+                        )
+                    if after:
+                        past = (before + pixels) * tables * ENTRIES
+                        clear(start + past, after * tables * ENTRIES)
+                with T.Else():
+                    clear(start, plan.row_entries)
+
+        with T.serial(0, groups) as group:
+            fresh = min(step_h, reach)
+            if reach > fresh:
+                with T.serial(0, reach - fresh) as row:
+                    build(group, row)
+            with T.serial(0, out_h) as row:
+                with T.serial(0, fresh) as i:
+                    build(group, row * step_h + reach - fresh + i)
+                with T.serial(0, out_w) as column:
+                    windows(ring, words, result, group, row, column)
+    return builder.get().with_attrs({"tirx.noalias": True, SCHEDULED: True})

@@ -12,7 +12,7 @@ from tbn_tvm.micro.planner import Plan
 from tbn_tvm.micro.program import Constant, Program
 from tbn_tvm.micro.quantization import Quantization
 from tbn_tvm.schedules.cortex_m.mve import PREFIX as MVE_PREFIX
-from tbn_tvm.schedules.cortex_m.tables import STORE_PAIR
+from tbn_tvm.schedules.cortex_m.tables import PAIR_FUNCTIONS
 from tbn_tvm.signature import Signature
 
 _LINE = 100
@@ -95,7 +95,7 @@ class ModelSource:
                     }
                     for constant in program.constants
                 ],
-                uses_pairs=any(STORE_PAIR in kernel.body for kernel in program.kernels),
+                uses_pairs=any(name in k.body for k in program.kernels for name in PAIR_FUNCTIONS),
                 uses_mve=any(MVE_PREFIX in kernel.body for kernel in program.kernels),
                 uses_infinity=any("inff" in kernel.body for kernel in program.kernels),
                 arena_bytes=plan.nbytes,

@@ -19,6 +19,18 @@ static inline void tbn_store_pair(uint16_t *to, uint32_t pair)
 {
   memcpy(to, &pair, 4u);
 }
+
+static inline void tbn_put_pair(uint16_t *to, uint32_t pair)
+{
+  memcpy(to, &pair, 4u);
+}
+
+static inline uint32_t tbn_load_pair(const uint16_t *from)
+{
+  uint32_t pair;
+  memcpy(&pair, from, 4u);
+  return pair;
+}
 """
 
 

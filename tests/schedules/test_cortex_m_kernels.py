@@ -90,7 +90,7 @@ def draw_conv(data, name, dtype):
     rank = data.draw(st.sampled_from([1, 2, 2]))
     groups = data.draw(st.sampled_from([1, 1, 2, 3]))
     kernel = tuple(data.draw(st.integers(1, 3 if rank == 2 else 20)) for _ in range(rank))
-    channels = data.draw(st.integers(1, 9))
+    channels = data.draw(st.sampled_from([*range(1, 10), 37, 65]))
     shape = (groups * data.draw(st.integers(1, 6)), channels, *kernel)
     direct = name == "direct_conv"
     p = data.draw(
@@ -111,6 +111,7 @@ def draw_conv(data, name, dtype):
         dtype,
         window=window,
         extents=extents,
+        features=frozenset(data.draw(st.sampled_from([(), ("dsp",)]))),
         zero_point=ZERO_POINT,
     )
     return workload, weight, draw_activations(rng, dtype, (1, groups * channels, *extents))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbn_tvm.micro.kernels import STACK_ARRAY_BYTES, lower_kernel
-from tbn_tvm.schedules.cortex_m.lookup_conv import LookupConv, Plan, filter_words
+from tbn_tvm.schedules.cortex_m.lookup_conv import LookupConv, Plan, Units, filter_words
 from tbn_tvm.schedules.reference import Product, Window
 from tbn_tvm.schedules.rules import Workload
 from tbn_tvm.tiling import TiledTensor
@@ -52,14 +52,17 @@ def test_filter_words_hold_every_sign_in_its_place(data):
     signs = dense[:, : product.unique_rows]
     words = filter_words(signs, plan)
     (height, width), channels = plan.kernel, workload.channels
+    units = Units(plan)
     for group, filter_, row, column, channel in np.ndindex(
         product.groups, product.unique_rows, height, width, channels
     ):
-        pixel = column if plan.runs == 1 else 0
-        run = 0 if plan.runs == 1 else column
-        table = pixel * plan.tables + channel // 4
-        word = words[group, filter_, row, run, table // 8]
-        bit = word >> (4 * (table % 8) + channel % 4) & 1
+        stretch, table = divmod(channel // 4, units.tables)
+        tables = min(units.tables, plan.tables - stretch * units.tables)
+        step, tap = divmod(column, units.taps)
+        nibble = tap * tables + table
+        at = (stretch * units.words(units.tables)) * units.steps + step * units.words(tables)
+        word = words[group, filter_, row, at + nibble // 8]
+        bit = word >> (4 * (nibble % 8) + channel % 4) & 1
         assert bit == signs[group, filter_, channel * height * width + row * width + column]
 
 
