@@ -80,8 +80,8 @@ def planned_memory(lowered: Lowered) -> dict:
         **lowered.memory,
         "layers": list(rows.values()),
         "steps": [
-            {"kernel": step.kernel, "layer": label}
-            for step, label in zip(program.steps, labels, strict=True)
+            {"kernel": step.kernel, "layer": label, "results": program.results(index)}
+            for index, (step, label) in enumerate(zip(program.steps, labels, strict=True))
         ],
         "buffers": [
             {

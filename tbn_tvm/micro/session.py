@@ -42,6 +42,24 @@ class RunStatistics:
     stack_used: int = 0
 
 
+@dataclass(frozen=True)
+class StepTimes:
+    """When the steps of one run began, and when the last one ended, modulo 2**32.
+
+    Attributes
+    ----------
+    ticks, cycles : list of int
+        Of the timer and of the core, which may not count them.
+    hook_ticks, hook_cycles : float
+        What taking the time takes.
+    """
+
+    ticks: list[int]
+    cycles: list[int]
+    hook_ticks: float
+    hook_cycles: float
+
+
 class Session:
     """A model on a device: ``with Session(folder) as s: y = s.run(x)``.
 
@@ -159,6 +177,41 @@ class Session:
                 tensor.dequantize(y) for tensor, y in zip(scales.outputs, results, strict=True)
             )
         return results[0] if len(results) == 1 else results
+
+    # -- step by step: with firmware that was built to be profiled -----------------------------
+
+    def sample(self, inputs: dict[str, np.ndarray]) -> list[bytes]:
+        """The first sample of each input, as the device holds it."""
+        signature, scales = self.project.signature, self.project.quantization
+        arrays = signature.bind((), inputs)
+        if scales is not None:
+            arrays = tuple(
+                tensor.quantize(array) for tensor, array in zip(scales.inputs, arrays, strict=True)
+            )
+        return [
+            _sample(spec.shape, array, 0).tobytes()
+            for spec, array in zip(signature.inputs, arrays, strict=True)
+        ]
+
+    def timed(self, inputs: list[bytes]) -> StepTimes:
+        """Run, and tell when each step began."""
+        with self._faults():
+            self._run_steps(inputs)
+            ticks, hook_ticks = protocol.step_times(self._link)
+            cycles, hook_cycles = protocol.step_times(self._link, cycles=True)
+        return StepTimes(ticks, cycles, hook_ticks, hook_cycles)
+
+    def run_steps(self, inputs: list[bytes], steps: int) -> None:
+        """Run so many steps."""
+        with self._faults():
+            self._run_steps(inputs, steps)
+
+    def result(self, index: int, size: int) -> bytes:
+        """What a step of the last run computed; results are counted through all steps."""
+        with self._faults():
+            return protocol.read_result(self._link, index, size)
+
+    # -- the conversation ----------------------------------------------------------------------
 
     def _infer(self, inputs: list[bytes]) -> tuple[int, list[bytes]]:
         ticks, crcs = self._run_steps(inputs)
