@@ -9,7 +9,7 @@ import tvm
 from tvm.target import codegen
 
 from tbn_tvm.schedules.kernel import Kernel
-from tbn_tvm.schedules.rules import Rule
+from tbn_tvm.schedules.rules import RAM, Rule
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,13 @@ def family_of(target: tvm.target.Target) -> Family:
     return Family("cpu", cpu.RULES, cpu.KERNELS, present, False)
 
 
-def bare_metal(features: Iterable[str] = ()) -> tvm.target.Target:
-    """The target of generated C, for a core with some of the features of boards."""
-    return tvm.target.Target({"kind": "c", "keys": ["cpu", *sorted(features)]})
+def bare_metal(features: Iterable[str] = (), ram_bytes: int | None = None) -> tvm.target.Target:
+    """The target of generated C, for a core with some of the features of boards.
+
+    Kernels that want much scratch are not chosen where the RAM for it is little.
+    """
+    ram = [] if ram_bytes is None else [f"{RAM}{ram_bytes}"]
+    return tvm.target.Target({"kind": "c", "keys": ["cpu", *sorted(features), *ram]})
 
 
 def _has_feature(feature: str, target: tvm.target.Target) -> bool:

@@ -7,13 +7,16 @@ none fits the reference kernel is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tbn_tvm.schedules.reference import Product, Window
 from tbn_tvm.tiling import Alignment, Geometry
 
 DENSE = "relax.tbn.tiled_dense"
+
+RAM = "ram-"
+"""What the feature begins with that tells a board's RAM, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ class Workload:
     def channels(self) -> int:
         """Input channels of a group; the input length of a dense product."""
         return self.product.geometry.n // self.taps
+
+    @property
+    def ram_bytes(self) -> int | None:
+        """Of a board; None where it is unknown, or plenty."""
+        found = (f.removeprefix(RAM) for f in self.features if f.startswith(RAM))
+        return next(map(int, found), None)
 
     def at_batch(self, batch: int | None) -> Workload:
         """The same with another batch."""
@@ -131,7 +140,8 @@ class Rule:
     ``max_segments`` bounds the pieces of constant alpha a row is computed in: 1 covers tiles of
     whole rows, and every other alignment with one alpha a layer or a row. ``whole_rows`` asks that
     most rows be one piece: so they are too where the tile is longer than a row, all but those in
-    which one use of it ends.
+    which one use of it ends. ``scratch`` tells the kernel's scratch in bytes, which may take half
+    of a board's RAM.
     """
 
     kernel: str
@@ -150,6 +160,7 @@ class Rule:
     whole_rows: bool = False
     known_extents: bool = False
     known_batch: bool = False
+    scratch: Callable[[Workload], int] | None = None
 
     def fits(self, workload: Workload) -> bool:
         """Whether the rule covers a workload."""
@@ -174,7 +185,15 @@ class Rule:
             )
             and (not self.known_extents or workload.is_dense or bool(workload.extents))
             and (not self.known_batch or workload.batch is not None)
+            and self._has_room(workload)
         )
+
+    def _has_room(self, workload: Workload) -> bool:
+        if self.scratch is None or workload.ram_bytes is None:
+            return True
+        # Without its extents a convolution's scratch is unknown.
+        known = workload.is_dense or bool(workload.extents)
+        return known and 2 * self.scratch(workload) <= workload.ram_bytes
 
 
 def choose(rules: Sequence[Rule], workload: Workload) -> str | None:

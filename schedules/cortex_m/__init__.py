@@ -39,6 +39,7 @@ RULES = (
         min_unique_rows=2,
         min_channels=3,
         known_extents=True,
+        scratch=lookup_conv.ring_bytes,
     ),
     # A table costs about 42 instructions for 4 columns and saves about 16 for each row that
     # reads it, so it pays from three rows on.
@@ -61,6 +62,7 @@ RULES = (
         min_unique_rows=2,
         min_channels=3,
         known_extents=True,
+        scratch=lookup_conv.ring_bytes,
     ),
     # Everything else: rows in pieces, and what too few rows would read from tables.
     Rule(

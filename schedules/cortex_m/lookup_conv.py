@@ -148,6 +148,11 @@ class Units:
         return self.steps * (full * self.words(self.tables) + (self.words(rest) if rest else 0))
 
 
+def ring_bytes(workload: Workload) -> int:
+    """Scratch of a convolution through tables."""
+    return Plan(workload).ring_bytes
+
+
 def filter_words(signs: np.ndarray, plan: Plan) -> np.ndarray:
     """Lay filters out for the kernel.
 

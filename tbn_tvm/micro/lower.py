@@ -132,7 +132,9 @@ def lower_model(
     if io not in IO:
         raise UsageError(f"io {io!r}: expected {' or '.join(IO)}")
     check_samples_independent(model)
-    target = bare_metal(() if board is None else board.features)
+    target = bare_metal()
+    if board is not None:
+        target = bare_metal(board.features, board.ram_bytes - board.stack_bytes)
     phases, quantization = pipeline.cortex_m_phases(target), None
     mod = model.mod
     if calibration is not None:

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbn_tvm.micro.kernels import STACK_ARRAY_BYTES, lower_kernel
+from tbn_tvm.schedules.cortex_m import RULES
 from tbn_tvm.schedules.cortex_m.lookup_conv import LookupConv, Plan, Units, filter_words
+from tbn_tvm.schedules.families import bare_metal, family_of
 from tbn_tvm.schedules.reference import Product, Window
-from tbn_tvm.schedules.rules import Workload
+from tbn_tvm.schedules.rules import Workload, choose
 from tbn_tvm.tiling import TiledTensor
 
 
@@ -74,3 +76,21 @@ def test_the_ring_keeps_its_size_through_lowering(data):
     kernel = lower_kernel(LookupConv().prim_func(workload, ({},)), "kernel")
     size = Plan(workload).ring_bytes
     assert [nbytes for nbytes, _ in kernel.scratch] == ([size] if size > STACK_ARRAY_BYTES else [])
+
+
+def test_a_ring_takes_half_of_a_boards_ram_at_most():
+    weight = TiledTensor.from_signs(np.ones(4 * 16 * 9, int), [1.0], (4, 16, 3, 3))
+    window = Window((3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
+    workload = Workload(
+        "relax.tbn.tiled_conv2d",
+        Product(weight.geometry, 1),
+        1,
+        "float32",
+        window=window,
+        extents=(16, 16),
+    )
+    size = Plan(workload).ring_bytes
+    for ram, kernel in ((2 * size, "lookup_conv"), (2 * size - 1, "direct_conv")):
+        features = family_of(bare_metal(ram_bytes=ram)).features
+        assert choose(RULES, replace(workload, features=features)) == kernel
+    assert choose(RULES, workload) == "lookup_conv"
