@@ -48,9 +48,11 @@ def test_the_innermost_loop_is_one_period_of_the_unique_rows():
     assert f"T.grid(batch, {100 // product.unique_rows}, {product.unique_rows})" in mod.script()
 
 
-def test_bare_metal_keeps_its_loops():
-    mod, _ = scheduled(100, 8, 4, 1, threads=False)
-    assert "T.grid(1, 100)" in mod.script()
+def test_bare_metal_has_no_divisions_by_the_period_and_no_threads():
+    mod, product = scheduled(100, 8, 4, 1, threads=False)
+    assert f"T.grid(1, {100 // product.unique_rows}, {product.unique_rows})" in mod.script()
+    large, _ = scheduled(1 << 16, 8, 4, 1, threads=False)
+    assert "T.parallel" not in large.script()
 
 
 def test_an_images_axes_become_one_loop_unless_something_else_is_read():
