@@ -37,6 +37,7 @@ _LEAST_ROOM = 16
 _MORE_ROOM = 8
 _FIRST_INTERVAL = 0.05
 _LEAST_INTERVAL = 0.005
+_MORE_PATIENT = 1.5
 _MOST_PATIENCE = 8
 
 
@@ -240,7 +241,7 @@ class Link:
             if isinstance(reply, bytes):
                 return reply
             if reply is _LOST:
-                interval = min(2 * interval, most)
+                interval = min(_MORE_PATIENT * interval, most)
         raise DeviceError(
             f"the device did not answer {kind.name} within {limit:g} s, asked {asked} times"
             f"{self.transport.diagnosis()}"

@@ -21,6 +21,7 @@ from tbn_tvm.targets import Board
 EMULATOR = "qemu-system-arm"
 INSTALL_EMULATOR = "apt-get install qemu-system-arm"
 _START_LIMIT_S = 30.0
+_END_LIMIT_S = 10.0
 
 
 class Transport(Protocol):
@@ -148,7 +149,9 @@ class EmulatedBoard:
             self._socket.close()
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-            self._process.wait()
+            # One that cannot even be killed is left to the system.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_END_LIMIT_S)
         self._folder.cleanup()
 
 
