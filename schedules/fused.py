@@ -86,11 +86,11 @@ class FusedKernel(Kernel):
     def emit(self, io: Operands, workload: Workload, configs: tuple[Config, ...]) -> None:
         """Write the function's body with TVM's IR builder, inside its ``prim_func`` frame."""
 
+    @abstractmethod
     def words_shape(
         self, workload: Workload, configs: tuple[Config, ...]
     ) -> tuple[tuple[int, ...], str]:
         """Shape and dtype of what :meth:`layout` returns."""
-        raise NotImplementedError
 
     def prim_func(self, workload: Workload, configs: tuple[Config, ...]) -> tir.PrimFunc:
         """The kernel alone, over inputs of the workload's own shape."""

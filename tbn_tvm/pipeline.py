@@ -40,8 +40,8 @@ def dispatch() -> list[tvm.transform.Pass]:
     return [relax.backend.DispatchSampling(), relax.backend.DispatchSortScan()]
 
 
-def lower(target: tvm.target.Target, records=None) -> list[tvm.transform.Pass]:
-    """Phase 3: operators become loops; activations fuse into the kernels that feed them."""
+def fuse(target: tvm.target.Target, records=None) -> list[tvm.transform.Pass]:
+    """Phase 3, on every target: operators become loops, followers join what they follow."""
     return [
         relay_passes.LowerTiledProducts(target, records),
         relax.transform.LegalizeOps(),
@@ -51,6 +51,13 @@ def lower(target: tvm.target.Target, records=None) -> list[tvm.transform.Pass]:
         relax.transform.FuseOps(),
         relax.transform.FuseTIR(),
         relay_passes.BuildFusedKernels(target),
+    ]
+
+
+def lower(target: tvm.target.Target, records=None) -> list[tvm.transform.Pass]:
+    """Phase 3: operators become loops; activations fuse into the kernels that feed them."""
+    return [
+        *fuse(target, records),
         relay_passes.ScheduleDefaults(threads=target.kind.name == "llvm"),
         relax.transform.DeadCodeElimination(),
     ]
@@ -59,14 +66,7 @@ def lower(target: tvm.target.Target, records=None) -> list[tvm.transform.Pass]:
 def lower_gpu(target: tvm.target.Target, records=None) -> list[tvm.transform.Pass]:
     """Phase 3 for GPUs: every kernel leaves it bound to blocks and threads."""
     return [
-        relay_passes.LowerTiledProducts(target, records),
-        relax.transform.LegalizeOps(),
-        relax.transform.AnnotateTIROpPattern(),
-        relax.transform.FoldConstant(),
-        relay_passes.FuseSameShapes(),
-        relax.transform.FuseOps(),
-        relax.transform.FuseTIR(),
-        relay_passes.BuildFusedKernels(target),
+        *fuse(target, records),
         # While reshapes still look like reshapes: scheduled, they are copies like any other.
         relax.transform.RewriteDataflowReshape(),
         relax.transform.DeadCodeElimination(),

@@ -20,6 +20,7 @@ from tvm.script.ir_builder import tirx as T
 from tbn_tvm.schedules.cortex_m import tables as lookup
 from tbn_tvm.schedules.kernel import Config, Kernel
 from tbn_tvm.schedules.layouts import sign_rows, taps_first
+from tbn_tvm.schedules.plane import Plane
 from tbn_tvm.schedules.reference import SCHEDULED
 from tbn_tvm.schedules.rules import Workload
 
@@ -35,47 +36,8 @@ UNIT_LOOKUPS = 32
 """Lookups written out one after the other; also, as many as 16 bits can sum."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Extents of a convolution as the kernel walks it; one axis has height 1."""
-
-    workload: Workload
-
-    def _pair(self, values) -> tuple[int, int]:
-        values = tuple(int(value) for value in values)
-        return values if len(values) == 2 else (1, *values)
-
-    @property
-    def kernel(self) -> tuple[int, int]:
-        """Taps."""
-        return self._pair(self.workload.window.kernel)
-
-    @property
-    def strides(self) -> tuple[int, int]:
-        """Steps."""
-        return self._pair(self.workload.window.strides)
-
-    @property
-    def dilation(self) -> tuple[int, int]:
-        """Spacing of taps."""
-        return self._pair(self.workload.window.dilation)
-
-    @property
-    def before(self) -> tuple[int, int]:
-        """Zeros above and to the left."""
-        padding = self.workload.window.padding
-        before = padding[: len(padding) // 2]
-        return before if len(before) == 2 else (0, *before)
-
-    @property
-    def inputs(self) -> tuple[int, int]:
-        """Extents of the input."""
-        return self._pair(self.workload.extents)
-
-    @property
-    def outputs(self) -> tuple[int, int]:
-        """Extents of the output."""
-        return self._pair(self.workload.out_extents)
+class Plan(Plane):
+    """Extents of a convolution as the kernel walks it."""
 
     @property
     def reach(self) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from tbn_tvm.schedules.cuda.intrinsics import decoded, load128, mma, store128
 from tbn_tvm.schedules.fused import FusedKernel, Operands
 from tbn_tvm.schedules.kernel import Config
 from tbn_tvm.schedules.layouts import sign_rows
+from tbn_tvm.schedules.plane import Plane
 from tbn_tvm.schedules.rules import Workload
 
 UNIT = 16
@@ -44,47 +45,10 @@ _LANE_PAD = 8
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a convolution falls into blocks, patches and columns. One axis has height 1."""
+class Plan(Plane):
+    """How a convolution falls into blocks, patches and columns."""
 
-    workload: Workload
     config: Config
-
-    def _axes(self, values) -> tuple[int, int]:
-        values = tuple(values)
-        return values if len(values) == 2 else (1, *values)
-
-    @property
-    def kernel(self) -> tuple[int, int]:
-        """Taps."""
-        return self._axes(self.workload.window.kernel)
-
-    @property
-    def strides(self) -> tuple[int, int]:
-        """Steps."""
-        return self._axes(self.workload.window.strides)
-
-    @property
-    def dilation(self) -> tuple[int, int]:
-        """Spacing of taps."""
-        return self._axes(self.workload.window.dilation)
-
-    @property
-    def before(self) -> tuple[int, int]:
-        """Zeros above and to the left."""
-        padding = self.workload.window.padding
-        before = padding[: len(padding) // 2]
-        return before if len(before) == 2 else (0, *before)
-
-    @property
-    def extents(self) -> tuple[int, int]:
-        """The input's."""
-        return self._axes(self.workload.extents)
-
-    @property
-    def outputs(self) -> tuple[int, int]:
-        """The output's extents."""
-        return self._axes(self.workload.out_extents)
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -296,7 +260,7 @@ def _cost(plan: Plan) -> float:
 def _emit(io: Operands, workload: Workload, plan: Plan) -> None:
     product, dtype, config = workload.product, workload.dtype, plan.config
     unique, groups = product.unique_rows, product.groups
-    height, width = plan.extents
+    height, width = plan.inputs
     channels, held = workload.channels, config["channels"]
     tile_h, tile_w = plan.tile
     tiles_h, tiles_w = plan.tiles
