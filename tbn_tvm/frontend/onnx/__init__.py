@@ -1,0 +1,1 @@
+"""ONNX to the graph IR: reading untrusted files, finding tiled weights, importing."""

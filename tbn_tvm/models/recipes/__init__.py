@@ -1,0 +1,1 @@
+"""Training recipes: which model, which data, which optimisation."""
