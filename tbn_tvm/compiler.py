@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import json
 import logging
@@ -145,9 +146,11 @@ def load_model(spec: str | os.PathLike) -> ExportedProgram:
     Parameters
     ----------
     spec : str or path
-        A ``.pt2`` file of ``torch.export.save``, or ``package.module:factory``. The factory takes
-        no arguments and returns an exported program, or a pair of a module and a tuple of example
-        inputs, or a triple that adds ``dynamic_shapes`` for ``torch.export.export``.
+        A ``.pt2`` file of ``torch.export.save``; ``package.module:factory``; or ``models:NAME``, an
+        architecture of :mod:`tbn_tvm.models.registry`, untrained, with p = 4 and a free batch (a
+        module ``models`` of the user's own goes before). The factory takes no arguments and returns
+        an exported program, or a pair of a module and a tuple of example inputs, or a triple that
+        adds ``dynamic_shapes`` for ``torch.export.export``.
 
     Raises
     ------
@@ -156,7 +159,7 @@ def load_model(spec: str | os.PathLike) -> ExportedProgram:
     """
     text = os.fspath(spec)
     if not os.path.exists(text) and ":" in text and not text.endswith(".pt2"):
-        return _from_factory(text)
+        return _from_registry(text) if _names_an_architecture(text) else _from_factory(text)
     path = Path(text)
     if not path.exists():
         raise TbnError(f"{path}: no such file; expected a .pt2 file or package.module:factory")
@@ -447,6 +450,25 @@ def c_identifier(text: str) -> str:
     if not cleaned or cleaned[0].isdigit() or cleaned in _TAKEN or cleaned.startswith("tbn_"):
         cleaned = f"model_{cleaned}".rstrip("_")
     return cleaned
+
+
+def _names_an_architecture(spec: str) -> bool:
+    """Whether ``models:`` is the registry: a user's own module of that name must stay reachable."""
+    if not spec.startswith("models:"):
+        return False
+    sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.util.find_spec("models") is None
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _from_registry(spec: str) -> ExportedProgram:
+    from tbn_tvm.models.registry import find_model
+
+    model = find_model(spec.removeprefix("models:"))
+    with _quiet():
+        return model.program()
 
 
 def _from_factory(spec: str) -> ExportedProgram:

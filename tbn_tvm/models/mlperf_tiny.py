@@ -6,36 +6,43 @@ arXiv:2106.07597: the anomaly-detection autoencoder and the image-classification
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from tbn_tvm.nn import tile_model
+from tbn_tvm.models.mlp import mlp
+from tbn_tvm.models.twin import tiled
+from tbn_tvm.nn.functional import AlphaMode
 
 AUTOENCODER_WIDTHS = (640, 128, 128, 128, 128, 8, 128, 128, 128, 128, 640)
 
 
-def autoencoder(p: int = 4, min_size: int = 0, **tiling) -> nn.Module:
+def autoencoder(
+    p: int | None = 4,
+    min_size: int = 0,
+    alpha: AlphaMode = "tile",
+    widths: Sequence[int] = AUTOENCODER_WIDTHS,
+    **tiling,
+) -> nn.Module:
     """640-128-128-128-128-8-128-128-128-128-640 with batch norm and ReLU between layers.
 
     264,192 weights and as many multiply-adds, biases apart.
 
     Parameters
     ----------
-    p : int
-        Compression factor.
+    p : int or None
+        Compression factor; None for the float twin.
     min_size : int
         Layers of fewer weights are binary, with p = 1.
+    alpha : {"tile", "layer"}
+        One scalar a use of the tile, or one a layer.
+    widths : sequence of int
+        Inputs, hidden units of each layer, outputs.
     **tiling
         Further arguments of :func:`tbn_tvm.nn.tile_model`.
     """
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(AUTOENCODER_WIDTHS):
-        layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
-    model = nn.Sequential(*layers[:-2])
-    tile_model(model, p=p, min_size=min_size, **tiling)
-    return model
+    return mlp(p, min_size, alpha, widths, bias=True, norm=True, **tiling)
 
 
 class _Block(nn.Module):
@@ -57,26 +64,35 @@ class _Block(nn.Module):
 
 
 class _ResNet8(nn.Module):
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, widths: Sequence[int]) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.stem_norm = nn.BatchNorm2d(16)
-        self.blocks = nn.Sequential(_Block(16, 16, 1), _Block(16, 32, 2), _Block(32, 64, 2))
-        self.head = nn.Linear(64, classes)
+        first, second, third = widths
+        self.stem = nn.Conv2d(3, first, 3, 1, 1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(first)
+        self.blocks = nn.Sequential(
+            _Block(first, first, 1), _Block(first, second, 2), _Block(second, third, 2)
+        )
+        self.head = nn.Linear(third, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(torch.relu(self.stem_norm(self.stem(x))))
         return self.head(x.mean((2, 3)))
 
 
-def resnet8(p: int = 4, min_size: int = 0, classes: int = 10, **tiling) -> nn.Module:
+def resnet8(
+    p: int | None = 4,
+    min_size: int = 0,
+    alpha: AlphaMode = "tile",
+    classes: int = 10,
+    widths: Sequence[int] = (16, 32, 64),
+    **tiling,
+) -> nn.Module:
     """ResNet-8 for 32x32x3: nine convolutions with 12.5 M multiply-adds, 77,360 weights in all.
 
-    Parameters as :func:`autoencoder`, and ``classes``.
+    Parameters as :func:`autoencoder`, ``widths`` being the channels of the three stages, and
+    ``classes``.
     """
-    model = _ResNet8(classes)
-    tile_model(model, p=p, min_size=min_size, **tiling)
-    return model
+    return tiled(_ResNet8(classes, widths), p, min_size, alpha, **tiling)
 
 
 def autoencoder_example() -> tuple:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tbn_tvm.errors import UsageError
-from tbn_tvm.nn import tile_model
+from tbn_tvm.models.twin import tiled
 from tbn_tvm.nn.functional import AlphaMode
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -106,7 +106,7 @@ class ResNet(nn.Module):
 
 def resnet(
     depth: int = 18,
-    p: int = 4,
+    p: int | None = 4,
     min_size: int = 64_000,
     alpha: AlphaMode = "tile",
     **sizes,
@@ -117,8 +117,8 @@ def resnet(
     ----------
     depth : {18, 34}
         Layers with weights.
-    p : int
-        Compression factor.
+    p : int or None
+        Compression factor; None for the float twin.
     min_size : int
         Layers with fewer weights are binary (lambda of the paper).
     alpha : {"tile", "layer"}
@@ -128,9 +128,7 @@ def resnet(
     """
     if depth not in BLOCKS:
         raise UsageError(f"depth={depth}: expected one of {', '.join(map(str, BLOCKS))}")
-    model = ResNet(BLOCKS[depth], **sizes)
-    tile_model(model, p=p, min_size=min_size, alpha=alpha)
-    return model
+    return tiled(ResNet(BLOCKS[depth], **sizes), p, min_size, alpha)
 
 
 def example() -> tuple:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tbn_tvm.nn import tile_model
+from tbn_tvm.models.twin import tiled
 from tbn_tvm.nn.functional import AlphaMode
 
 
@@ -113,13 +113,13 @@ class VisionTransformer(nn.Module):
         return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
-def vit(p: int = 4, min_size: int = 64_000, alpha: AlphaMode = "tile", **sizes) -> nn.Module:
+def vit(p: int | None = 4, min_size: int = 64_000, alpha: AlphaMode = "tile", **sizes) -> nn.Module:
     """A trainable Vision Transformer whose linear layers are tiled.
 
     Parameters
     ----------
-    p : int
-        Compression factor.
+    p : int or None
+        Compression factor; None for the float twin.
     min_size : int
         Layers with fewer weights are binary (lambda of the paper).
     alpha : {"tile", "layer"}
@@ -127,9 +127,7 @@ def vit(p: int = 4, min_size: int = 64_000, alpha: AlphaMode = "tile", **sizes) 
     **sizes
         Of :class:`VisionTransformer`.
     """
-    model = VisionTransformer(**sizes)
-    tile_model(model, p=p, min_size=min_size, alpha=alpha)
-    return model
+    return tiled(VisionTransformer(**sizes), p, min_size, alpha)
 
 
 def example() -> tuple:

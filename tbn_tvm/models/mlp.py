@@ -1,0 +1,56 @@
+"""Multilayer perceptrons: linear layers with ReLU, and perhaps batch norm, between them.
+
+The defaults are the paper's model for microcontrollers ("Tiled Bit Networks", arXiv:2407.12075,
+section 5): 784-128-10 on MNIST without biases, 101,632 parameters, of which the first layer's
+100,352 are tiled at ``min_size = 64000``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from torch import nn
+
+from tbn_tvm.models.twin import tiled
+from tbn_tvm.nn.functional import AlphaMode
+
+PAPER_WIDTHS = (784, 128, 10)
+"""Inputs, hidden units and classes of the paper's model."""
+
+
+def mlp(
+    p: int | None = 4,
+    min_size: int = 64_000,
+    alpha: AlphaMode = "tile",
+    widths: Sequence[int] = PAPER_WIDTHS,
+    bias: bool = False,
+    norm: bool = False,
+    **options,
+) -> nn.Sequential:
+    """``(B, widths[0]) -> (B, widths[-1])``.
+
+    Parameters
+    ----------
+    p : int or None
+        Compression factor; None for the float twin.
+    min_size : int
+        Layers with fewer weights are binary (lambda of the paper).
+    alpha : {"tile", "layer"}
+        One scalar a use of the tile, or one a layer.
+    widths : sequence of int
+        Inputs, hidden units of each layer, outputs.
+    bias, norm : bool
+        Whether layers have biases, and batch norm between them.
+    **options
+        Further arguments of :func:`tbn_tvm.nn.tile_model`.
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [
+            nn.Linear(inputs, outputs, bias=bias),
+            *([nn.BatchNorm1d(outputs)] if norm else []),
+            nn.ReLU(),
+        ]
+    # What leaves the last layer is the result as it is.
+    return tiled(nn.Sequential(*layers[: -2 if norm else -1]), p, min_size, alpha, **options)
