@@ -13,7 +13,7 @@ _PUBLIC = {
     "Artifact": "tbn_tvm.runtime",
     "TiledTensor": "tbn_tvm.tiling",
     "compile": "tbn_tvm.compiler",
-    "load_model": "tbn_tvm.compiler",
+    "load_model": "tbn_tvm.loading",
 }
 
 __all__ = ["Artifact", "TiledTensor", "__version__", "compile", "load_model"]

@@ -1,0 +1,149 @@
+"""From a loaded model to the graph IR, its tiled layers recognised."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tbn_tvm.errors import TbnError
+from tbn_tvm.loading import c_identifier, default_name, first_line, load_model, quiet
+from tbn_tvm.signature import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    import tvm
+    from torch.export import ExportedProgram
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model in the graph IR, tiled layers recognised.
+
+    Attributes
+    ----------
+    name : str
+        A C identifier.
+    mod : tvm.IRModule
+        After the recognising passes.
+    signature : Signature
+        Inputs and outputs.
+    layers : list of LayerInfo
+        A row a layer.
+    program : ExportedProgram, optional
+        What was imported.
+    """
+
+    name: str
+    mod: tvm.IRModule
+    signature: Signature
+    layers: list = field(default_factory=list)
+    program: ExportedProgram | None = None
+
+
+def import_model(
+    model: str | os.PathLike | ExportedProgram,
+    *,
+    name: str | None = None,
+    dump_ir: str | os.PathLike | None = None,
+) -> Imported:
+    """Bring a model to the graph IR and recognise its tiled layers.
+
+    Parameters
+    ----------
+    model : str, path or ExportedProgram
+        See :func:`load_model`.
+    name : str, optional
+        The model's name; from the file's by default.
+    dump_ir : path, optional
+        A folder for the IR after each phase.
+    """
+    import tvm
+
+    from tbn_tvm import pipeline
+    from tbn_tvm.frontend.torch import from_exported_program
+    from tbn_tvm.inspect import describe_layers
+
+    if name is None:
+        name = default_name(model) if isinstance(model, (str, os.PathLike)) else "model"
+    program = load_model(model) if isinstance(model, (str, os.PathLike)) else model
+    try:
+        with quiet():
+            mod = from_exported_program(program)
+    except TbnError:
+        raise
+    except Exception as error:  # the importer raises many kinds for what it does not know
+        raise TbnError(f"the model cannot be imported into TVM: {first_line(error)}") from None
+    mod = _name_batch(mod)
+    try:
+        mod = pipeline.run(
+            mod,
+            pipeline.frontend_phases(),
+            tvm.target.Target("llvm"),
+            None if dump_ir is None else Path(dump_ir),
+        )
+    except ValueError as error:  # a pass refuses the model, and says why
+        raise TbnError(f"the model cannot be compiled: {first_line(error)}") from None
+    layers = describe_layers(mod, _arrays(program))
+    return Imported(c_identifier(name), mod, signature_of(mod), layers, program)
+
+
+def signature_of(mod: tvm.IRModule) -> Signature:
+    from tvm import relax
+
+    main = mod["main"]
+    inputs = tuple(_spec(param.name, param.ty) for param in main.params)
+    result = main.ret_ty
+    fields = list(result.fields) if isinstance(result, relax.TupleType) else [result]
+    names = ["output"] if len(fields) == 1 else [f"output_{i}" for i in range(len(fields))]
+    return Signature(inputs, tuple(_spec(n, t) for n, t in zip(names, fields, strict=True)))
+
+
+def _spec(name: str, tensor) -> TensorSpec:
+    from tvm import relax
+    from tvm import tirx as tir
+
+    if not isinstance(tensor, relax.TensorType) or tensor.shape is None:
+        raise TbnError(f"{name!r} is {tensor}: expected a tensor of known rank")
+    shape = tuple(int(e) if isinstance(e, tir.IntImm) else str(e) for e in tensor.shape.values)
+    return TensorSpec(name, shape, str(tensor.dtype))
+
+
+def _name_batch(mod: tvm.IRModule) -> tvm.IRModule:
+    """Call the one symbolic dimension of a model ``batch`` where it is the first axis of its
+    inputs: exporters name it by a number."""
+    from tvm import relax
+    from tvm import tirx as tir
+
+    symbols = {
+        extent
+        for param in mod["main"].params
+        if isinstance(param.ty, relax.TensorType) and param.ty.shape is not None
+        for extent in param.ty.shape.values
+        if isinstance(extent, tir.Var)
+    }
+    first_axes = {
+        param.ty.shape.values[0]
+        for param in mod["main"].params
+        if isinstance(param.ty, relax.TensorType)
+        and param.ty.shape is not None
+        and len(param.ty.shape.values)
+    }
+    if len(symbols) != 1 or not symbols <= first_axes:
+        return mod
+    (symbol,) = symbols
+    return relax.transform.BindSymbolicVars({symbol: tir.Var("batch", "int64")}, "main")(mod)
+
+
+def _arrays(program: ExportedProgram) -> dict[str, np.ndarray]:
+    """The program's weights by qualified name, where NumPy has their dtype."""
+    import torch
+
+    known = (torch.uint8, torch.float16, torch.float32, torch.float64)
+    return {
+        name: value.detach().cpu().numpy()
+        for name, value in program.state_dict.items()
+        if isinstance(value, torch.Tensor) and value.dtype in known
+    }
