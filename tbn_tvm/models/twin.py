@@ -31,5 +31,6 @@ def tiled(
         Further arguments of :func:`tbn_tvm.nn.tile_model`.
     """
     if p is not None:
-        tile_model(model, p, min_size, alpha=alpha, **options)
+        # Untrained: there is nothing to come near to.
+        tile_model(model, p, min_size, **{"alpha": alpha, "start": "copy", **options})
     return model

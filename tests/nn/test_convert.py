@@ -1,5 +1,6 @@
 """tile_model and freeze: which layers they change, what they report, what they leave alone."""
 
+import copy
 import json
 from collections import OrderedDict
 
@@ -64,7 +65,7 @@ def test_layers_become_tiled_ones_that_start_from_the_float_weight():
         nn.Linear(8, 8), nn.Conv1d(4, 8, 3), nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)
     )
     weights = [layer.weight.detach().clone() for layer in model[:3]]
-    report = tile_model(model, 4, min_size=0)
+    report = tile_model(model, 4, min_size=0, start="copy")
     assert [type(layer) for layer in model[:3]] == [TiledLinear, TiledConv1d, TiledConv2d]
     assert isinstance(model[3], nn.BatchNorm2d)
     assert all(torch.equal(layer.scores, w) for layer, w in zip(model[:3], weights, strict=True))
@@ -149,19 +150,30 @@ def test_same_padding_with_an_even_kernel_stays_float_with_the_reason():
 
 def test_the_report_reads_as_text_and_as_json():
     report = tile_model(mlp(), 4, min_size=1000, skip=["head"])
+    error = report.layers[0].error
     assert str(report).splitlines() == [
         "body: Linear 30x40 -> p = 4",
         "head: Linear 10x30 -> float (skipped on request)",
     ]
     assert json.loads(json.dumps(report.to_dict())) == {
         "layers": [
-            {"name": "body", "kind": "Linear", "shape": [30, 40], "p": 4, "reason": ""},
+            {
+                "name": "body",
+                "kind": "Linear",
+                "shape": [30, 40],
+                "p": 4,
+                "reason": "",
+                "error": error,
+                "permuted": False,
+            },
             {
                 "name": "head",
                 "kind": "Linear",
                 "shape": [10, 30],
                 "p": None,
                 "reason": "skipped on request",
+                "error": None,
+                "permuted": False,
             },
         ]
     }
@@ -211,6 +223,71 @@ def test_an_unknown_option_value_is_refused_before_anything_changes():
     model = mlp()
     with pytest.raises(UsageError, match="alpha='row': expected one of tile, layer"):
         tile_model(model, 4, min_size=0, alpha="row")
+    assert isinstance(model.body, nn.Linear)
+
+
+# -- where training starts from ---------------------------------------------------------------
+
+
+def squared_distance(model, reference, x):
+    with torch.no_grad():
+        return float((model.eval()(x) - reference(x)).square().mean())
+
+
+def test_each_step_of_the_start_brings_outputs_nearer():
+    reference, x = cnn(), torch.randn(128, 3, 8, 8)
+    reference(x)
+    reference.eval()
+    distances = []
+    for options in ({"start": "copy"}, {}, {"calibration": x}, {"calibration": x, "permute": True}):
+        model = copy.deepcopy(reference)
+        tile_model(model, 4, min_size=0, **options)
+        distances.append(squared_distance(model, reference, x))
+    assert distances == sorted(distances, reverse=True)
+
+
+def test_the_nearest_start_has_the_smallest_error_and_permuting_makes_it_smaller():
+    x = torch.randn(8, 40)
+    errors = {}
+    for name, options in {
+        "copy": {"start": "copy"},
+        "nearest": {},
+        "permuted": {"permute": True, "calibration": x},
+    }.items():
+        torch.manual_seed(0)
+        (body, head) = tile_model(mlp(), 2, min_size=0, **options).layers
+        errors[name] = body.error
+        assert body.permuted == (name == "permuted")
+    assert errors["permuted"] < errors["nearest"] < errors["copy"]
+    assert head.reason == "outputs keep their order: its output is an output of the model"
+
+
+def test_a_permuted_start_says_so():
+    report = tile_model(mlp(), 2, min_size=1000, permute=True, calibration=torch.randn(8, 40))
+    assert str(report).splitlines()[0] == "body: Linear 30x40 -> p = 2, outputs permuted"
+
+
+def test_a_random_start_keeps_only_the_biases():
+    model = mlp()
+    weight, bias = model.body.weight.detach().clone(), model.body.bias.detach().clone()
+    tile_model(model, 4, min_size=0, start="random")
+    assert torch.equal(model.body.bias, bias)
+    assert not torch.equal(model.body.scores, weight)
+    assert float(model.body.scores.detach().std()) == pytest.approx((2 / 40) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": "best"}, "start='best': expected one of nearest, copy, random"),
+        ({"permute": True}, "permute=True needs calibration"),
+        ({"start": "copy", "calibration": torch.zeros(1, 40)}, "belong to start='nearest'"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_changes(options, message):
+    model = mlp()
+    with pytest.raises(UsageError, match=message):
+        tile_model(model, 2, min_size=0, **options)
     assert isinstance(model.body, nn.Linear)
 
 

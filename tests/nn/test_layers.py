@@ -181,7 +181,7 @@ def test_layers_of_any_float_dtype_freeze(dtype):
     ],
 )
 def test_a_layer_made_like_a_float_layer_starts_from_its_weight(like, source, sizes):
-    layer = like(source, p=1, alpha="tile")
+    layer = like(source, start="copy", p=1, alpha="tile")
     assert layer.scores.dtype == source.weight.dtype
     assert torch.equal(layer.scores, source.weight)
     assert torch.equal(layer.magnitudes, source.weight)
