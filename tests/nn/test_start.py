@@ -73,9 +73,10 @@ def test_what_is_explained_is_what_the_error_leaves():
 @pytest.mark.parametrize("options", [{}, {"alpha": "layer"}, {"alpha_from": "scores"}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_layer_has_the_signs_and_scalars_it_starts_from(options, dtype):
-    weight = torch.randn(8, 4, 3, 3)
+    weight = torch.randn(2, 4, 3, 3).repeat(4, 1, 1, 1) + torch.randn(8, 4, 3, 3)
     layer = TiledConv2d(4, 8, 3, p=4, dtype=dtype, **options)
     start = nearest_tiling(weight, 4, layer.alpha)
+    assert start.alphas.all()
     layer.load_start(start)
     tiled = layer.tiled_tensor()
     assert np.array_equal(tiled.signs(), start.signs.numpy())
