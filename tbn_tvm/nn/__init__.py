@@ -10,6 +10,7 @@ from tbn_tvm.nn.layers import (
     TiledConv2d,
     TiledLinear,
 )
+from tbn_tvm.nn.reference import load_reference_state_dict
 
 __all__ = [
     "ConversionReport",
@@ -22,5 +23,6 @@ __all__ = [
     "TiledLinear",
     "freeze",
     "functional",
+    "load_reference_state_dict",
     "tile_model",
 ]
