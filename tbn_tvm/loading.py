@@ -124,7 +124,19 @@ def _from_registry(spec: str) -> ExportedProgram:
         return model.program()
 
 
-def _from_factory(spec: str) -> ExportedProgram:
+def call_factory(spec: str) -> ExportedProgram | tuple:
+    """What the factory that ``package.module:factory`` names returns.
+
+    Returns
+    -------
+    ExportedProgram or tuple
+        A program, or a module, a tuple of example inputs and ``dynamic_shapes`` or None.
+
+    Raises
+    ------
+    TbnError
+        Where there is no such factory, it fails, or returns something else.
+    """
     import torch
 
     module_name, _, attribute = spec.partition(":")
@@ -153,17 +165,24 @@ def _from_factory(spec: str) -> ExportedProgram:
         and isinstance(made[0], torch.nn.Module)
         and isinstance(made[1], tuple)
     ):
-        from tbn_tvm.nn import freeze
-
-        module = freeze(made[0])
-        try:
-            with quiet():
-                return torch.export.export(
-                    module, made[1], dynamic_shapes=made[2] if len(made) == 3 else None
-                )
-        except Exception as error:
-            raise TbnError(f"{spec}: torch.export refused it: {first_line(error)}") from None
+        return (*made, None)[:3]
     raise TbnError(
         f"{spec}: the factory returned {type(made).__name__}: expected an ExportedProgram, or "
         "(module, example_inputs[, dynamic_shapes])"
     )
+
+
+def _from_factory(spec: str) -> ExportedProgram:
+    import torch
+
+    from tbn_tvm.nn import freeze
+
+    made = call_factory(spec)
+    if not isinstance(made, tuple):
+        return made
+    module, inputs, dynamic_shapes = made
+    try:
+        with quiet():
+            return torch.export.export(freeze(module), inputs, dynamic_shapes=dynamic_shapes)
+    except Exception as error:
+        raise TbnError(f"{spec}: torch.export refused it: {first_line(error)}") from None
