@@ -126,8 +126,43 @@ class Model:
         return self.export(module)
 
 
+_RESNET = "tbn_tvm.models.resnet:resnet"
 _CIFAR, _IMAGENET = ((3, 32, 32),), ((3, 224, 224),)
-_NARROW = {"widths": (8, 16, 16, 32), "classes": 10}
+_SMALL_RESNET = {"blocks": (1, 2), "widths": (8, 16), "classes": 10}
+_SMALL_BOTTLENECKS = {"blocks": (2, 1), "widths": (4, 8), "classes": 10}
+_SMALL_VIT = {
+    "image_size": 16,
+    "patch_size": 4,
+    "dim": 32,
+    "depth": 1,
+    "heads": 2,
+    "head_dim": 16,
+    "mlp_dim": 64,
+    "classes": 10,
+}
+_SMALL_MIXER = {
+    "image_size": 16,
+    "patch_size": 4,
+    "dim": 32,
+    "depth": 1,
+    "token_dim": 24,
+    "channel_dim": 64,
+    "classes": 10,
+}
+_SMALL_CONVMIXER = {"dim": 32, "depth": 1, "kernel_size": 5, "patch_size": 4, "classes": 10}
+
+
+def _resnet(depth: int, stem: str) -> Model:
+    large = stem == "imagenet"
+    return Model(
+        f"resnet-{depth}-imagenet" if large else f"resnet-{depth}",
+        _RESNET,
+        {"depth": depth, "stem": stem, "classes": 1000 if large else 10},
+        _IMAGENET if large else _CIFAR,
+        _SMALL_BOTTLENECKS if depth == 50 else _SMALL_RESNET,
+        ((3, 32, 32),) if large else ((3, 16, 16),),
+    )
+
 
 _ENTRIES = (
     Model(
@@ -137,6 +172,14 @@ _ENTRIES = (
         ((784,),),
         small={"widths": (64, 32, 10)},
         small_input_shapes=((64,),),
+    ),
+    Model(
+        "mnist-cnn",
+        "tbn_tvm.models.mnist_cnn:mnist_cnn",
+        {},
+        ((1, 28, 28),),
+        small={"widths": (4, 8, 16, 16)},
+        min_size=12_000,
     ),
     Model(
         "autoencoder",
@@ -157,39 +200,91 @@ _ENTRIES = (
         min_size=0,
         small_min_size=200,
     ),
-    Model("resnet-18", "tbn_tvm.models.resnet:resnet", {"depth": 18}, _CIFAR, _NARROW),
-    Model("resnet-34", "tbn_tvm.models.resnet:resnet", {"depth": 34}, _CIFAR, _NARROW),
     Model(
-        "resnet-18-imagenet",
-        "tbn_tvm.models.resnet:resnet",
-        {"depth": 18, "stem": "imagenet", "classes": 1000},
-        _IMAGENET,
-        _NARROW,
-        small_input_shapes=((3, 64, 64),),
+        "vgg-small",
+        "tbn_tvm.models.vgg:vgg_small",
+        {},
+        _CIFAR,
+        small={"widths": (8, 16, 16), "image_size": 16},
+        small_input_shapes=((3, 16, 16),),
     ),
-    Model(
-        "resnet-34-imagenet",
-        "tbn_tvm.models.resnet:resnet",
-        {"depth": 34, "stem": "imagenet", "classes": 1000},
-        _IMAGENET,
-        _NARROW,
-        small_input_shapes=((3, 64, 64),),
-    ),
+    *(_resnet(depth, stem) for stem in ("cifar", "imagenet") for depth in (18, 34, 50)),
     Model(
         "vit",
         "tbn_tvm.models.vit:vit",
         {},
         ((3, 256, 256),),
-        small={
-            "image_size": 16,
+        small=_SMALL_VIT,
+        small_input_shapes=((3, 16, 16),),
+    ),
+    Model(
+        "vit-cifar",
+        "tbn_tvm.models.vit:vit",
+        {
+            "image_size": 32,
             "patch_size": 4,
-            "dim": 32,
-            "depth": 2,
-            "heads": 2,
-            "head_dim": 16,
-            "mlp_dim": 64,
+            "dim": 512,
+            "heads": 8,
+            "mlp_dim": 512,
             "classes": 10,
         },
+        _CIFAR,
+        small=_SMALL_VIT,
+        small_input_shapes=((3, 16, 16),),
+    ),
+    Model(
+        "swin-t",
+        "tbn_tvm.models.swin:swin",
+        {},
+        _IMAGENET,
+        # Two stages, windows that are shifted in the first and the whole image in the second.
+        small={
+            "image_size": 16,
+            "patch_size": 2,
+            "window": 4,
+            "dim": 16,
+            "depths": (2, 1),
+            "heads": (2, 4),
+            "classes": 10,
+        },
+        small_input_shapes=((3, 16, 16),),
+    ),
+    Model(
+        "mixer-s16",
+        "tbn_tvm.models.mixer:mixer",
+        {},
+        _IMAGENET,
+        small=_SMALL_MIXER,
+        small_input_shapes=((3, 16, 16),),
+    ),
+    Model(
+        "mixer-cifar",
+        "tbn_tvm.models.mixer:mixer",
+        {
+            "image_size": 32,
+            "patch_size": 4,
+            "depth": 6,
+            "channel_dim": 256,
+            "classes": 10,
+        },
+        _CIFAR,
+        small=_SMALL_MIXER,
+        small_input_shapes=((3, 16, 16),),
+    ),
+    Model(
+        "convmixer-768-32",
+        "tbn_tvm.models.convmixer:convmixer",
+        {},
+        _IMAGENET,
+        small=_SMALL_CONVMIXER,
+        small_input_shapes=((3, 16, 16),),
+    ),
+    Model(
+        "convmixer-cifar",
+        "tbn_tvm.models.convmixer:convmixer",
+        {"dim": 256, "depth": 8, "kernel_size": 5, "patch_size": 2, "classes": 10},
+        _CIFAR,
+        small=_SMALL_CONVMIXER,
         small_input_shapes=((3, 16, 16),),
     ),
 )

@@ -1,18 +1,24 @@
 """Residual networks with tiled layers.
 
 The architecture is that of He et al., "Deep Residual Learning for Image Recognition"
-(arXiv:1512.03385), with basic blocks and projection shortcuts. "Tiled Bit Networks"
-(arXiv:2407.12075) trains it on CIFAR-10, for which the first layer is one 3 x 3 convolution.
+(arXiv:1512.03385), with projection shortcuts: basic blocks in 18 and 34 layers, bottlenecks in 50,
+which halve the image in their 3 x 3 convolution as in torchvision (its "version 1.5"). "Tiled Bit
+Networks" (arXiv:2407.12075) trains 18 and 50 on CIFAR-10, for which the first layer is one 3 x 3
+convolution, and 34 on ImageNet.
 
-=====  ======================  ==========================  ========================
-depth  parameters, 10 classes  of them in convolutions     of them in layers tiled
-                               and the classifier          at ``min_size = 64000``
-=====  ======================  ==========================  ========================
-18     11,173,962              11,164,352                  10,969,088
-34     21,282,122              21,265,088                  20,996,096
-=====  ======================  ==========================  ========================
+=====  =======  ========  ==========  ==========================  ========================
+depth  stem     classes   parameters  of them in convolutions     of them in layers tiled
+                                      and the classifier          at ``min_size = 64000``
+=====  =======  ========  ==========  ==========================  ========================
+18     CIFAR    10        11,173,962  11,164,352                  10,969,088
+34     CIFAR    10        21,282,122  21,265,088                  20,996,096
+50     CIFAR    10        23,520,842  23,467,712                  23,199,744
+18     ImageNet 1000      11,689,512  11,678,912                  11,481,088
+34     ImageNet 1000      21,797,672  21,779,648                  21,508,096
+50     ImageNet 1000      25,557,032  25,502,912                  25,247,744
+=====  =======  ========  ==========  ==========================  ========================
 
-Smaller layers (the first, those of the first stage, two of the shortcuts, the classifier) are
+Smaller layers (the first, those of the first stage, some of the shortcuts, CIFAR's classifier) are
 binary, and batch norms float.
 """
 
@@ -28,15 +34,23 @@ from tbn_tvm.errors import UsageError
 from tbn_tvm.models.twin import tiled
 from tbn_tvm.nn.functional import AlphaMode
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-"""Blocks in each stage, by depth."""
-
 WIDTHS = (64, 128, 256, 512)
 """Channels in each stage."""
 
 
+def _shortcut(channels: int, outputs: int, stride: int) -> nn.Sequential:
+    """Nothing where shapes agree, else a 1 x 1 convolution with batch norm."""
+    if stride == 1 and channels == outputs:
+        return nn.Sequential()
+    return nn.Sequential(
+        nn.Conv2d(channels, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+    )
+
+
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut: ``(B, C, H, W) -> (B, width, H / s, W / s)``."""
+
+    expansion = 1
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -44,15 +58,43 @@ class BasicBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or channels != width:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-            )
+        self.shortcut = _shortcut(channels, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         return F.relu(y + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """A 3 x 3 convolution between two of 1 x 1 that narrow and widen, and a shortcut.
+
+    ``(B, C, H, W) -> (B, 4 width, H / s, W / s)``.
+    """
+
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = self.expansion * width
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(outputs)
+        self.shortcut = _shortcut(channels, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+        return F.relu(self.norm3(self.conv3(y)) + self.shortcut(x))
+
+
+DEPTHS = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+}
+"""The kind of block, and the number of them in each stage, by layers with weights."""
 
 
 class ResNet(nn.Module):
@@ -60,10 +102,12 @@ class ResNet(nn.Module):
 
     Parameters
     ----------
+    block : type
+        :class:`BasicBlock` or :class:`Bottleneck`.
     blocks : sequence of int
         Blocks in each stage; every stage but the first halves height and width.
     widths : sequence of int
-        Channels in each stage.
+        Channels in each stage, times the block's ``expansion`` where it ends.
     stem : {"cifar", "imagenet"}
         One 3 x 3 convolution, or one of 7 x 7 with stride 2 and a pooling by 2.
     classes, channels : int
@@ -72,7 +116,8 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        blocks: Sequence[int] = BLOCKS[18],
+        block: type[BasicBlock | Bottleneck] = BasicBlock,
+        blocks: Sequence[int] = DEPTHS[18][1],
         widths: Sequence[int] = WIDTHS,
         stem: str = "cifar",
         classes: int = 10,
@@ -88,11 +133,12 @@ class ResNet(nn.Module):
         self.pool = nn.MaxPool2d(3, 2, padding=1) if large else nn.Identity()
         stages, before = [], widths[0]
         for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
+            after = width * block.expansion
             strides = [1 if stage == 0 else 2, *[1] * (count - 1)]
-            inputs = [before, *[width] * (count - 1)]
-            made = (BasicBlock(c, width, s) for c, s in zip(inputs, strides, strict=True))
+            inputs = [before, *[after] * (count - 1)]
+            made = (block(c, width, s) for c, s in zip(inputs, strides, strict=True))
             stages.append(nn.Sequential(*made))
-            before = width
+            before = after
         self.stages = nn.Sequential(*stages)
         self.classifier = nn.Linear(before, classes)
         for module in self.modules():
@@ -115,7 +161,7 @@ def resnet(
 
     Parameters
     ----------
-    depth : {18, 34}
+    depth : {18, 34, 50}
         Layers with weights.
     p : int or None
         Compression factor; None for the float twin.
@@ -124,11 +170,12 @@ def resnet(
     alpha : {"tile", "layer"}
         One scalar a use of the tile, or one a layer.
     **sizes
-        ``widths``, ``stem``, ``classes`` and ``channels`` of :class:`ResNet`.
+        ``blocks``, ``widths``, ``stem``, ``classes`` and ``channels`` of :class:`ResNet`.
     """
-    if depth not in BLOCKS:
-        raise UsageError(f"depth={depth}: expected one of {', '.join(map(str, BLOCKS))}")
-    return tiled(ResNet(BLOCKS[depth], **sizes), p, min_size, alpha)
+    if depth not in DEPTHS:
+        raise UsageError(f"depth={depth}: expected one of {', '.join(map(str, DEPTHS))}")
+    block, blocks = DEPTHS[depth]
+    return tiled(ResNet(block, **{"blocks": blocks, **sizes}), p, min_size, alpha)
 
 
 def example() -> tuple:
