@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from tbn_tvm.errors import UsageError
 from tbn_tvm.models.twin import tiled
 from tbn_tvm.nn.functional import AlphaMode
 
@@ -67,7 +68,7 @@ class ConvMixer(nn.Module):
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size}: expected an odd number")
+            raise UsageError(f"kernel_size={kernel_size}: expected an odd number")
         self.embed = _activated(nn.Conv2d(channels, dim, patch_size, patch_size))
         self.blocks = nn.Sequential(*(ConvMixerBlock(dim, kernel_size) for _ in range(depth)))
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from tbn_tvm.errors import UsageError
 from tbn_tvm.models.twin import tiled
 from tbn_tvm.nn.functional import AlphaMode
 
@@ -72,7 +73,7 @@ class Mixer(nn.Module):
     ) -> None:
         super().__init__()
         if image_size % patch_size:
-            raise ValueError(f"patches of {patch_size} do not tile an image of {image_size}")
+            raise UsageError(f"patches of {patch_size} do not tile an image of {image_size}")
         patches = (image_size // patch_size) ** 2
         self.embed = nn.Conv2d(channels, dim, patch_size, patch_size)
         self.blocks = nn.Sequential(

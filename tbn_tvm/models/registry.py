@@ -129,7 +129,7 @@ class Model:
 _RESNET = "tbn_tvm.models.resnet:resnet"
 _CIFAR, _IMAGENET = ((3, 32, 32),), ((3, 224, 224),)
 _SMALL_RESNET = {"blocks": (1, 2), "widths": (8, 16), "classes": 10}
-_SMALL_BOTTLENECKS = {"blocks": (2, 1), "widths": (4, 8), "classes": 10}
+_SMALL_BOTTLENECKS = {"blocks": (2, 1), "widths": (4, 16), "classes": 10}
 _SMALL_VIT = {
     "image_size": 16,
     "patch_size": 4,

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tbn_tvm.errors import UsageError
 from tbn_tvm.models.twin import tiled
 from tbn_tvm.nn.functional import AlphaMode
 
@@ -170,7 +171,7 @@ class SwinTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if image_size % patch_size:
-            raise ValueError(f"patches of {patch_size} do not tile an image of {image_size}")
+            raise UsageError(f"patches of {patch_size} do not tile an image of {image_size}")
         self.embed = nn.Conv2d(channels, dim, patch_size, patch_size)
         self.embed_norm = nn.LayerNorm(dim)
         side = image_size // patch_size
@@ -181,7 +182,7 @@ class SwinTransformer(nn.Module):
                 dim, side = 2 * dim, side // 2
             size = min(window, side)
             if side % size or (stage + 1 < len(depths) and side % 2):
-                raise ValueError(
+                raise UsageError(
                     f"stage {stage} has {side} x {side} places: expected whole windows of "
                     f"{window}, and an even number wherever a stage follows"
                 )

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from tbn_tvm.errors import UsageError
 from tbn_tvm.models.twin import tiled
 from tbn_tvm.nn.functional import AlphaMode
 
@@ -38,7 +39,7 @@ class VGG(nn.Module):
     ) -> None:
         super().__init__()
         if image_size % 2 ** len(widths):
-            raise ValueError(f"an image of {image_size} cannot be halved {len(widths)} times")
+            raise UsageError(f"an image of {image_size} cannot be halved {len(widths)} times")
         layers: list[nn.Module] = []
         for width in widths:
             for inputs in (channels, width):
