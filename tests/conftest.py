@@ -44,7 +44,7 @@ def data_folder() -> Path | None:
 @pytest.fixture(scope="session")
 def mnist_digits():
     """The MNIST images and labels, for tests marked ``data``."""
-    from tbn_tvm.models.mnist import load_digits
+    from tbn_tvm.training.data.mnist import load_digits
 
     return load_digits(data_folder())
 

@@ -14,7 +14,7 @@ import tbn_tvm
 from tbn_tvm.cli.main import main
 from tbn_tvm.errors import UsageError
 from tbn_tvm.models import mnist_mlp
-from tbn_tvm.models.mnist import load_digits
+from tbn_tvm.training.data.mnist import load_digits
 
 BOARD = "mps2-an386"
 FACTORY = """

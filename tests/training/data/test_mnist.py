@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tbn_tvm.errors import TbnError
-from tbn_tvm.models.mnist import load_digits, read_idx
+from tbn_tvm.training.data.mnist import load_digits, read_idx
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 

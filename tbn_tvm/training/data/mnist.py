@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tbn_tvm.errors import TbnError
+from tbn_tvm.training.data import DataSet, TensorSplit, require_folder
 
 _FILES = {
     "train_images": "train-images-idx3-ubyte",
@@ -31,17 +32,46 @@ class Digits:
     test_labels: torch.Tensor
 
 
-def load_digits(folder: Path) -> Digits:
-    """Read MNIST from a folder, or its subfolder ``mnist``.
+def load(folder: Path) -> DataSet:
+    """MNIST for training: images as uint8 ``(N, 1, 28, 28)``.
 
     Raises
     ------
     TbnError
         Where a file is missing or is no IDX file of the right size.
     """
+    arrays = _read_files(folder)
+    splits = (
+        TensorSplit(
+            (torch.from_numpy(arrays[f"{split}_images"])[:, None],),
+            torch.from_numpy(arrays[f"{split}_labels"].astype(np.int64)),
+        )
+        for split in ("train", "test")
+    )
+    # Of the training images' pixels, in [0, 1].
+    return DataSet(*splits, classes=10, mean=(0.1307,), deviation=(0.3081,))
+
+
+def load_digits(folder: Path) -> Digits:
+    """MNIST as the shipped model takes it, from a folder or its subfolder ``mnist``.
+
+    Raises
+    ------
+    TbnError
+        Where a file is missing or is no IDX file of the right size.
+    """
+    arrays = _read_files(folder)
+    return Digits(
+        _pixels(arrays["train_images"]),
+        torch.from_numpy(arrays["train_labels"].astype(np.int64)),
+        _pixels(arrays["test_images"]),
+        torch.from_numpy(arrays["test_labels"].astype(np.int64)),
+    )
+
+
+def _read_files(folder: Path) -> dict[str, np.ndarray]:
     folder = Path(folder)
-    if not folder.is_dir():
-        raise TbnError(f"{folder}: no such folder; expected the four MNIST IDX files in it")
+    require_folder(folder, "the four MNIST IDX files")
     if not _find(folder, _FILES["train_images"]) and (folder / "mnist").is_dir():
         folder = folder / "mnist"
     arrays = {}
@@ -61,12 +91,7 @@ def load_digits(folder: Path) -> Digits:
             raise TbnError(f"{folder}: holds no {split} images")
         if labels.max() > 9:
             raise TbnError(f"{folder}: the {split} label {labels.max()} is no digit")
-    return Digits(
-        _pixels(arrays["train_images"]),
-        torch.from_numpy(arrays["train_labels"].astype(np.int64)),
-        _pixels(arrays["test_images"]),
-        torch.from_numpy(arrays["test_labels"].astype(np.int64)),
-    )
+    return arrays
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -1,0 +1,44 @@
+"""The progress bar of a training run, on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tbn_tvm.training.engine import Progress
+
+
+@contextmanager
+def train_progress() -> Iterator[Callable[[Progress], None]]:
+    """A bar with the time that is left and the last epoch's figures; drawn once there is one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TaskProgressColumn(),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(progress: Progress) -> None:
+            if progress.row is None:
+                bar.update(task, completed=progress.done, total=progress.total)
+            else:
+                text = f"{progress.phase}  {_figures(progress.row)}"
+                bar.update(task, completed=progress.done, total=progress.total, description=text)
+
+        yield report
+
+
+def _figures(row: dict) -> str:
+    parts = [f"loss {row['loss']:.4f}"] if "loss" in row else []
+    for split in ("validation", "test"):
+        figures = {k: v for k, v in row.get(split, {}).items() if k != "loss"}
+        parts += [f"{split} {name} {value:.4f}" for name, value in figures.items()]
+    return "  ".join(parts)

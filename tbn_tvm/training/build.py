@@ -1,0 +1,103 @@
+"""The model of a recipe: tiled, or its float twin; from a random start or a float model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tbn_tvm.errors import TbnError, UsageError
+from tbn_tvm.models.registry import find_model
+from tbn_tvm.nn import tile_model
+from tbn_tvm.nn.layers import TiledLayer
+from tbn_tvm.training.recipe import Recipe
+
+
+def build_model(recipe: Recipe, twin: bool) -> nn.Module:
+    """The model that training starts from, on the CPU.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        Its seed decides the random start.
+    twin : bool
+        Whether layers stay float.
+
+    Raises
+    ------
+    UsageError
+        Where ``p`` does not divide the weights of a layer that is to be tiled, or the
+        architecture does not take the sizes.
+    TbnError
+        Where the float model to start from is not of this architecture.
+    """
+    torch.manual_seed(recipe.seed)
+    try:
+        model = find_model(recipe.model).build(p=None, **recipe.sizes)
+    except TypeError as error:
+        raise UsageError(f"model {recipe.model}: {error}") from None
+    if recipe.init:
+        _load_float(model, Path(recipe.init))
+    if twin:
+        return model
+    report = tile_model(
+        model,
+        recipe.p,
+        recipe.min_size,
+        recipe.skip,
+        alpha=recipe.alpha,
+        alpha_from=recipe.alpha_from,
+        gradient=recipe.gradient,
+    )
+    for layer in report.tiled:
+        if "does not divide" in layer.reason:
+            weights = torch.Size(layer.shape).numel()
+            raise UsageError(
+                f"p = {recipe.p} does not divide the {weights:,} weights of {layer.name}; the "
+                f"largest divisor below it is {layer.p}"
+            )
+    if not recipe.init:
+        for module in model.modules():
+            if isinstance(module, TiledLayer):
+                module.reset_parameters()
+    return model
+
+
+def _load_float(model: nn.Module, path: Path) -> None:
+    """Take all weights and statistics from a float model's file."""
+    state = float_state(path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        told = " ".join(str(error).split("\n\t")[1:2]) or str(error).splitlines()[0]
+        raise TbnError(f"{path}: not a float model of this architecture: {told}") from None
+
+
+def float_state(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict of an exported model (``.pt2``), or one saved by ``torch.save``.
+
+    Raises
+    ------
+    TbnError
+        Where the file cannot be read as either.
+    """
+    if path.suffix == ".pt2":
+        from tbn_tvm import load_model
+
+        return dict(load_model(path).state_dict)
+    if not path.is_file():
+        raise TbnError(f"{path}: no such file; expected a float model to start from")
+    try:
+        return dict(torch.load(path, weights_only=True, map_location="cpu"))
+    except Exception as error:  # unpickling and zip raise many kinds on damaged input
+        raise TbnError(
+            f"{path}: holds no state dict, or is damaged ({type(error).__name__})"
+        ) from None
+
+
+def load_teacher(path: Path, device: torch.device) -> nn.Module:
+    """An exported model (``.pt2``) to distil from, in eval mode."""
+    from tbn_tvm import load_model
+
+    return load_model(path).module().to(device)
