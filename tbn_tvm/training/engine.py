@@ -111,15 +111,18 @@ def run(
         Where data, checkpoint or an initial model cannot be used, or a file cannot be written.
     """
     with processes(options.device) as group:
+        # Ahead of the data: what is wrong with a recipe shows at once.
+        model = build_model(recipe, options.twin)
         data = load(recipe.data, data_folder, **recipe.data_options)
         data = data.with_validation(recipe.validation, recipe.seed)
-        return _Run(recipe, data, output, options, report, group).go()
+        return _Run(recipe, model, data, output, options, report, group).go()
 
 
 class _Run:
     def __init__(
         self,
         recipe: Recipe,
+        model: nn.Module,
         data: DataSet,
         output: Path,
         options: Options,
@@ -151,7 +154,7 @@ class _Run:
             "precision": precision,
             "samples": sizes,
         }
-        model = build_model(recipe, options.twin).to(group.device)
+        model = model.to(group.device)
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
         self._example = self._preprocess(next(data.test.batches([torch.arange(2)], None))[0])
         teacher = load_teacher(Path(recipe.teacher), group.device) if recipe.teacher else None

@@ -192,8 +192,7 @@ class Recipe:
 
     def to_dict(self) -> dict:
         """For JSON and checkpoints: plain types only."""
-        plain = asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+        return json.loads(json.dumps(asdict(self)))
 
     def with_settings(self, settings: Mapping[str, object]) -> Recipe:
         """This recipe with some fields changed.

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import struct
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +10,6 @@ import torch
 
 import tbn_tvm
 from tbn_tvm.cli.main import main
-from tbn_tvm.errors import UsageError
-from tbn_tvm.models import mnist_mlp
-from tbn_tvm.training.data.mnist import load_digits
 
 BOARD = "mps2-an386"
 FACTORY = """
@@ -202,109 +197,3 @@ def test_the_doctor_tells_how_to_get_what_is_missing(capsys, monkeypatch):
     table = capsys.readouterr().out
     (row,) = [line for line in table.splitlines() if "host C++ compiler" in line]
     assert "no" in row and "apt-get install g++" in row
-
-
-# -- train -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """MNIST's four files with two easy classes: a bright upper and a bright lower half."""
-    folder = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    for split, count in (("train", 300), ("t10k", 100)):
-        labels = (np.arange(count) % 2).astype(np.uint8)
-        images = random.integers(0, 60, (count, 28, 28), np.uint8)
-        for image, label in zip(images, labels, strict=True):
-            image[14 * label : 14 * label + 14] += 150
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-            (folder / f"{split}-{kind}-ubyte").write_bytes(header + array.tobytes())
-    return folder
-
-
-def test_a_trained_model_loads_and_compiles(data, tmp_path, capsys):
-    model, log = tmp_path / "model.pt2", tmp_path / "log.json"
-    settings = "--epochs", "2", "--batch-size", "10", "--seed", "3", "--polish-sweeps", "1"
-    arguments = "train", "mnist-mlp", "--data", str(data), "-o", str(model), *settings
-    arguments = *arguments, "--log", str(log)
-    report = json.loads(succeed(capsys, *arguments, "--json"))
-    assert report["test_accuracy"] > 0.9
-    assert report["recipe"]["epochs"] == 2 and report["recipe"]["seed"] == 3
-    steps = json.loads(log.read_text())["steps"]
-    assert [row["phase"] for row in steps] == ["epoch", "epoch", "sweep"]
-    assert steps[-1]["test_accuracy"] == report["test_accuracy"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.json", "model.pt2"]
-    digits = load_digits(data)
-    scores = tbn_tvm.compile(model).run(digits.test_images.numpy())
-    accuracy = (scores.argmax(1) == digits.test_labels.numpy()).mean()
-    assert accuracy == report["test_accuracy"]
-
-
-class Interrupted(Exception):
-    """Stands for a power cut after an epoch."""
-
-
-def interrupt(_progress) -> None:
-    raise Interrupted
-
-
-@pytest.mark.parametrize("settings", [{"polish_sweeps": 3}, {"schedule": "paper"}], ids=repr)
-def test_a_run_interrupted_after_every_step_ends_with_the_same_weights(data, tmp_path, settings):
-    digits = load_digits(data)
-    recipe = mnist_mlp.recipe(epochs=3, batch_size=100, **settings)
-    whole, log = mnist_mlp.train(digits, recipe, tmp_path / "whole")
-    assert len(log) >= 3
-    for _ in log[1:]:
-        with pytest.raises(Interrupted):
-            mnist_mlp.train(digits, recipe, tmp_path / "cut", interrupt)
-    cut, cut_log = mnist_mlp.train(digits, recipe, tmp_path / "cut")
-    assert cut_log == log
-    assert cut.state_dict().keys() == whole.state_dict().keys()
-    for name, value in whole.state_dict().items():
-        assert torch.equal(cut.state_dict()[name], value), name
-
-
-def test_other_seeds_end_with_other_weights(data, tmp_path):
-    digits = load_digits(data)
-    first, second = (
-        mnist_mlp.train(
-            digits, mnist_mlp.recipe(epochs=1, polish_sweeps=0, seed=seed), tmp_path / f"{seed}"
-        )[0]
-        for seed in (0, 1)
-    )
-    assert not torch.equal(first.fc1.scores, second.fc1.scores)
-
-
-def test_a_run_with_other_settings_is_not_resumed(data, tmp_path, capsys):
-    checkpoint = tmp_path / "model.pt2.checkpoint"
-    digits, recipe = load_digits(data), mnist_mlp.recipe(epochs=2, polish_sweeps=0)
-    with pytest.raises(Interrupted):
-        mnist_mlp.train(digits, recipe, checkpoint, interrupt)
-    kept = checkpoint.read_bytes()
-    with pytest.raises(UsageError, match=r"other settings \(seed\)"):
-        mnist_mlp.train(digits, replace(recipe, seed=2), checkpoint)
-    arguments = "train", "mnist-mlp", "--data", str(data), "-o", str(tmp_path / "model.pt2")
-    arguments = *arguments, "--polish-sweeps", "0"
-    assert main([*arguments, "--epochs", "3", "--p", "2"]) == 2
-    err = capsys.readouterr().err
-    assert "tbn-tvm: error: " in err
-    assert "holds a run with other settings (epochs, p); give the same ones to resume it" in err
-    assert checkpoint.read_bytes() == kept
-    assert not (tmp_path / "model.pt2").exists()
-    assert main([*arguments, "--epochs", "2"]) == 0
-    assert not checkpoint.exists()
-
-
-@pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
-def test_a_damaged_checkpoint_is_refused(data, tmp_path, capsys, damage):
-    checkpoint = tmp_path / "model.pt2.checkpoint"
-    with pytest.raises(Interrupted):
-        mnist_mlp.train(load_digits(data), mnist_mlp.recipe(epochs=2), checkpoint, interrupt)
-    whole = checkpoint.read_bytes()
-    checkpoint.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
-    arguments = "train", "mnist-mlp", "--data", str(data), "-o", str(tmp_path / "model.pt2")
-    assert main([*arguments, "--epochs", "2"]) == 1
-    err = capsys.readouterr().err
-    assert "model.pt2.checkpoint: not a checkpoint of this recipe, or damaged" in err
-    assert "remove it to start again" in err

@@ -427,12 +427,14 @@ def test_training_checks_its_paths_first(cwd, capfd, options, status, told):
         ("--learning-rate -1", "learning rate -1.0: expected a number above 0"),
         ("--learning-rate nan", "learning rate nan"),
         ("--seed 9999999999999999999999", "seed 9999999999999999999999"),
+        ("--set colour=red", "unknown setting 'colour': expected one of model, data, sizes"),
+        ("--set epochs", "--set epochs: expected KEY=VALUE"),
+        ("--set ema=much", "ema 'much': expected a number"),
+        ("--set optimiser=lion", "optimiser 'lion': expected one of sgd, adam"),
+        ("--set distill=0.5", "distill 0.5: needs a teacher"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(cwd, capfd, monkeypatch, option, told):
-    from tbn_tvm.models import mnist
-
-    monkeypatch.setattr(mnist, "load_digits", lambda _folder: None)
+def test_settings_that_cannot_be_are_refused(cwd, capfd, option, told):
     refused(capfd, f"train mnist-mlp --data full -o out.pt2 {option}", USAGE, told)
 
 
