@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from tbn_tvm.cli.initialisers import add_report_flag, print_report, report_of
 from tbn_tvm.cli.output import add_json_flag, print_json, print_table
+from tbn_tvm.errors import UsageError
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -12,10 +14,11 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "inspect",
         help="what a model is made of, a row a layer",
-        description="Print shape, tile, sizes and arithmetic of each layer of MODEL: a .pt2 file, "
-        "package.module:factory, or an artifact.",
+        description="Print shape, tile, sizes and arithmetic of each layer of MODEL: a .pt2 or "
+        ".onnx file, package.module:factory, or an artifact.",
     )
     parser.add_argument("model", metavar="MODEL")
+    add_report_flag(parser)
     add_json_flag(parser)
     parser.set_defaults(run=run)
 
@@ -24,7 +27,12 @@ def run(args: argparse.Namespace) -> int:
     """Describe and print."""
     from tbn_tvm.runtime import Artifact, is_artifact
 
+    report = None
     if is_artifact(args.model):
+        if args.report:
+            raise UsageError(
+                "--report: an artifact no longer has initialisers; give the .onnx file"
+            )
         from tbn_tvm.inspect import LayerInfo
 
         artifact = Artifact.load(args.model)
@@ -34,12 +42,16 @@ def run(args: argparse.Namespace) -> int:
 
         imported = import_model(args.model)
         name, layers = imported.name, imported.layers
+        report = report_of(imported) if args.report else None
 
     from tbn_tvm.inspect import totals
 
     sums = totals(layers)
     if args.json:
-        print_json({"model": name, "layers": [row.to_dict() for row in layers], "totals": sums})
+        found = {"model": name, "layers": [row.to_dict() for row in layers], "totals": sums}
+        if report is not None:
+            found["initialisers"] = [row.to_dict() for row in report]
+        print_json(found)
         return 0
     rows = [
         (
@@ -92,4 +104,6 @@ def run(args: argparse.Namespace) -> int:
         ),
         rows,
     )
+    if report is not None:
+        print_report(report)
     return 0
