@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot and is_file:
         raise UsageError(f"--plot is for boards, not for {args.target}")
     if args.plot:
-        from tbn_tvm.micro.arena_plot import check_plot
+        from tbn_tvm.plotting import check_plot
 
         check_plot(args.plot)
     if args.calibration and is_file:

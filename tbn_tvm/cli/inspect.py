@@ -19,38 +19,50 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("model", metavar="MODEL")
     add_report_flag(parser)
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw size and arithmetic a layer, float against binary against tiled (.png, .pdf or "
+        ".svg; needs matplotlib)",
+    )
     add_json_flag(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Describe and print."""
+    from tbn_tvm.inspect import LayerInfo, totals
+    from tbn_tvm.plotting import check_plot
     from tbn_tvm.runtime import Artifact, is_artifact
 
     report = None
+    if args.plot:
+        check_plot(args.plot)
     if is_artifact(args.model):
         if args.report:
             raise UsageError(
                 "--report: an artifact no longer has initialisers; give the .onnx file"
             )
-        from tbn_tvm.inspect import LayerInfo
-
         artifact = Artifact.load(args.model)
         name, layers = artifact.name, [LayerInfo.from_dict(row) for row in artifact.layers]
     else:
-        from tbn_tvm.compiler import import_model
+        from tbn_tvm.importing import import_model
 
         imported = import_model(args.model)
         name, layers = imported.name, imported.layers
         report = report_of(imported) if args.report else None
-
-    from tbn_tvm.inspect import totals
-
     sums = totals(layers)
+    plotted = None
+    if args.plot:
+        from tbn_tvm.layer_plot import plot_layers
+
+        plotted = str(plot_layers(layers, args.plot, _title(name, sums)))
     if args.json:
         found = {"model": name, "layers": [row.to_dict() for row in layers], "totals": sums}
         if report is not None:
             found["initialisers"] = [row.to_dict() for row in report]
+        if plotted is not None:
+            found["plot"] = plotted
         print_json(found)
         return 0
     rows = [
@@ -104,6 +116,27 @@ def run(args: argparse.Namespace) -> int:
         ),
         rows,
     )
+    print_table("in all", ("", ""), _total_rows(sums, plotted))
     if report is not None:
         print_report(report)
     return 0
+
+
+def _title(name: str, sums: dict) -> str:
+    return (
+        f"{name}: {sums['weights']:,} weights, {sums['mbit']:.3f} Mbit, "
+        f"{sums['bits_per_weight']:.3f} bits a weight"
+    )
+
+
+def _total_rows(sums: dict, plotted: str | None) -> list[tuple]:
+    def against(least: int, most: int) -> str:
+        return f"{most:,} ({most / max(least, 1):.1f} times as much)"
+
+    return [
+        ("Mbit", sums["mbit"]),
+        ("bytes as float32", against(sums["nbytes"], sums["float_bytes"])),
+        ("bytes at 1 bit a weight", against(sums["nbytes"], sums["binary_bytes"])),
+        ("multiply-adds before reuse", against(sums["macs"], sums["macs_dense"])),
+        *([("plot", plotted)] if plotted else []),
+    ]
