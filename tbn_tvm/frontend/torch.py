@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import tvm
 from torch import fx
 from torch.export import ExportedProgram
@@ -29,11 +28,12 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
         With ``main`` taking the program's user inputs, by name, and returning its outputs.
     """
     mod = import_exported_program(
-        _decomposed(program),
+        program,
         keep_params_as_input=False,
-        run_ep_decomposition=False,
         custom_convert_map={
             "addmm.default": _addmm,
+            "amax.default": _extremes(relax.op.max),
+            "amin.default": _extremes(relax.op.min),
             "bmm.default": _product,
             "conv1d.default": _float_conv,
             "conv2d.default": _float_conv,
@@ -42,6 +42,8 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "layer_norm.default": _layer_norm,
             "linear.default": _float_linear,
             "matmul.default": _product,
+            "max.dim": _extreme_and_index(relax.op.max, relax.op.argmax),
+            "min.dim": _extreme_and_index(relax.op.min, relax.op.argmin),
             "mm.default": _product,
             "native_layer_norm.default": _layer_norm,
             "select.int": _select,
@@ -51,14 +53,6 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
         },
     )
     return NormaliseIndices()(mod)
-
-
-def _decomposed(program: ExportedProgram) -> ExportedProgram:
-    """The program in core operators, and in those that are clumsier in core operators."""
-    table = torch.export.default_decompositions()
-    # In core operators it gathers at indices that are computed at every run; it is two slices.
-    table.pop(torch.ops.aten.roll.default, None)
-    return program.run_decompositions(table)
 
 
 _HALVES = ("float16", "bfloat16")
@@ -131,6 +125,38 @@ def _select(node: fx.Node, importer) -> relax.Var:
     return emit(
         relax.op.squeeze(emit(relax.op.strided_slice(x, [axis], [index], [index + 1])), [axis])
     )
+
+
+def _extremes(reduce):
+    """``amax`` and ``amin``: over some axes, over all where none is named."""
+
+    def convert(node: fx.Node, importer) -> relax.Var:
+        x, axes, keepdims = _reduction_arguments(node, importer)
+        return importer.block_builder.emit(reduce(x, axes or None, keepdims))
+
+    return convert
+
+
+def _extreme_and_index(reduce, locate):
+    """``max`` and ``min`` along an axis, with the first index of each.
+
+    TVM's converter sorts for it, which needs a run-time library and takes longer; of these two
+    reductions the one whose result nobody uses goes away.
+    """
+
+    def convert(node: fx.Node, importer) -> relax.Var:
+        x, axis, keepdims = _reduction_arguments(node, importer)
+        emit = importer.block_builder.emit
+        return emit(relax.Tuple([emit(reduce(x, axis, keepdims)), emit(locate(x, axis, keepdims))]))
+
+    return convert
+
+
+def _reduction_arguments(node: fx.Node, importer) -> tuple[relax.Var, object, bool]:
+    x, *given = importer.retrieve_args(node)
+    named = {"dim": None, "keepdim": False, **node.kwargs}
+    axes, keepdims = (*given, *[named[name] for name in ("dim", "keepdim")[len(given) :]])
+    return x, axes, keepdims
 
 
 def _addmm(node: fx.Node, importer) -> relax.Var:

@@ -128,6 +128,11 @@ class Model:
 
 _RESNET = "tbn_tvm.models.resnet:resnet"
 _CIFAR, _IMAGENET = ((3, 32, 32),), ((3, 224, 224),)
+_CLOUD = ((3, 2048),)
+_FEW_UNITS = {"transform_widths": (8, 16, 32), "transform_hidden": (16, 16)}
+_SERIES = ((96, 7),)
+_SHORT = {"length": 24, "horizon": 12}
+_SMALL_TRANSFORMER = {**_SHORT, "dim": 16, "depth": 1, "heads": 2, "mlp_dim": 32}
 _SMALL_RESNET = {"blocks": (1, 2), "widths": (8, 16), "classes": 10}
 _SMALL_BOTTLENECKS = {"blocks": (2, 1), "widths": (4, 16), "classes": 10}
 _SMALL_VIT = {
@@ -286,6 +291,67 @@ _ENTRIES = (
         _CIFAR,
         small=_SMALL_CONVMIXER,
         small_input_shapes=((3, 16, 16),),
+    ),
+    Model(
+        "pointnet",
+        "tbn_tvm.models.pointnet:classifier",
+        {},
+        _CLOUD,
+        small={"classes": 10, "widths": ((8,), (16, 32)), "hidden": (32, 16), **_FEW_UNITS},
+        small_input_shapes=((3, 16),),
+        small_min_size=256,
+    ),
+    Model(
+        "pointnet-part",
+        "tbn_tvm.models.pointnet:part_segmenter",
+        {},
+        (*_CLOUD, (16,)),
+        small={
+            "classes": 6,
+            "categories": 4,
+            "widths": ((8, 8), (16, 32)),
+            "hidden": (16, 8),
+            **_FEW_UNITS,
+        },
+        small_input_shapes=((3, 16), (4,)),
+        small_min_size=256,
+    ),
+    Model(
+        "pointnet-semantic",
+        "tbn_tvm.models.pointnet:semantic_segmenter",
+        {},
+        ((9, 4096),),
+        small={"widths": ((8,), (16, 32)), "hidden": (16, 8), **_FEW_UNITS},
+        small_input_shapes=((9, 16),),
+        small_min_size=256,
+    ),
+    Model(
+        "series-transformer",
+        "tbn_tvm.models.series_transformer:series_transformer",
+        {},
+        _SERIES,
+        small=_SMALL_TRANSFORMER,
+        small_input_shapes=((24, 7),),
+        small_min_size=256,
+    ),
+    Model(
+        "series-transformer-steps",
+        "tbn_tvm.models.series_transformer:series_transformer",
+        {"tokens": "steps"},
+        _SERIES,
+        small={**_SMALL_TRANSFORMER, "tokens": "steps"},
+        small_input_shapes=((24, 7),),
+        small_min_size=256,
+    ),
+    Model(
+        "tsmixer",
+        "tbn_tvm.models.tsmixer:tsmixer",
+        {},
+        _SERIES,
+        small={**_SHORT, "hidden": 8, "time_hidden": 32},
+        small_input_shapes=((24, 7),),
+        min_size=4096,
+        small_min_size=256,
     ),
 )
 

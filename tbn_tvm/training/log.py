@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import tbn_tvm
-from tbn_tvm.training.files import replacing
+from tbn_tvm.errors import TbnError
 
 
 def describe(run: dict) -> dict:
@@ -30,5 +30,10 @@ def write_log(path: Path, log: dict) -> None:
     TbnError
         Where it cannot be written.
     """
-    with replacing(path, "log") as partial:
+    partial = path.with_name(path.name + ".partial")
+    try:
         partial.write_text(json.dumps(log, indent=1) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise TbnError(f"{path}: the log cannot be written: {error.strerror}") from None
