@@ -1,4 +1,4 @@
-"""Count constant negative indices from the front, as the kernels that read them do."""
+"""Keep indices inside the tensors they read, counted from the front as kernels do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class NormaliseIndices:
     """Add the extent of the axis to negative constant indices of ``take`` and ``index_tensor``.
 
     Frontends pass PyTorch's negative indices on as they are, and TVM's kernels for these
-    operators read memory at whatever index they are given.
+    operators read memory at whatever index they are given. Those of ``take`` are told to clip
+    indices, so that one which only data knows reads no memory that is not the tensor's.
 
     Raises
     ------
@@ -34,10 +35,10 @@ class _Normaliser(PyExprMutator):
         call = self.visit_expr_post_order(call)
         if is_call(call, "relax.take"):
             data, indices = call.args
-            axis = call.attrs.axis
+            axis = None if call.attrs.axis is None else int(call.attrs.axis)
             extents = data.ty.shape.values
-            extent = extents[int(axis) if axis is not None else 0]
-            return _with_args(call, [data, self._from_front(indices, extent)])
+            extent = extents[axis or 0]
+            return relax.op.take(data, self._from_front(indices, extent), axis, mode="clip")
         if is_call(call, "relax.index_tensor") and isinstance(call.args[1], relax.Tuple):
             data, indices = call.args
             fields = [

@@ -24,6 +24,7 @@ def __getattr__(name: str):
         return getattr(importlib.import_module(_PUBLIC[name]), name)
     # `tbn_tvm.micro.Session` and its like work after a plain `import tbn_tvm`.
     if name in (
+        "export",
         "frontend",
         "micro",
         "nn",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import tvm
     from torch.export import ExportedProgram
 
+    from tbn_tvm.frontend.onnx import OnnxModel
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -33,7 +35,9 @@ class Imported:
     layers : list of LayerInfo
         A row a layer.
     program : ExportedProgram, optional
-        What was imported.
+        What was imported, where that is a PyTorch program.
+    onnx : OnnxModel, optional
+        What was imported, where that is an ONNX model.
     """
 
     name: str
@@ -41,10 +45,11 @@ class Imported:
     signature: Signature
     layers: list = field(default_factory=list)
     program: ExportedProgram | None = None
+    onnx: OnnxModel | None = None
 
 
 def import_model(
-    model: str | os.PathLike | ExportedProgram,
+    model: str | os.PathLike | ExportedProgram | OnnxModel,
     *,
     name: str | None = None,
     dump_ir: str | os.PathLike | None = None,
@@ -53,8 +58,8 @@ def import_model(
 
     Parameters
     ----------
-    model : str, path or ExportedProgram
-        See :func:`load_model`.
+    model : str, path, ExportedProgram or OnnxModel
+        See :func:`tbn_tvm.loading.load_model`.
     name : str, optional
         The model's name; from the file's by default.
     dump_ir : path, optional
@@ -63,19 +68,15 @@ def import_model(
     import tvm
 
     from tbn_tvm import pipeline
-    from tbn_tvm.frontend.torch import from_exported_program
+    from tbn_tvm.frontend.onnx import OnnxModel, from_onnx, weights_of
     from tbn_tvm.inspect import describe_layers
 
     if name is None:
         name = default_name(model) if isinstance(model, (str, os.PathLike)) else "model"
-    program = load_model(model) if isinstance(model, (str, os.PathLike)) else model
-    try:
-        with quiet():
-            mod = from_exported_program(program)
-    except TbnError:
-        raise
-    except Exception as error:  # the importer raises many kinds for what it does not know
-        raise TbnError(f"the model cannot be imported into TVM: {first_line(error)}") from None
+    source = load_model(model) if isinstance(model, (str, os.PathLike)) else model
+    is_onnx = isinstance(source, OnnxModel)
+    with quiet():
+        mod = from_onnx(source) if is_onnx else _from_torch(source)
     mod = _name_batch(mod)
     try:
         mod = pipeline.run(
@@ -86,19 +87,45 @@ def import_model(
         )
     except ValueError as error:  # a pass refuses the model, and says why
         raise TbnError(f"the model cannot be compiled: {first_line(error)}") from None
-    layers = describe_layers(mod, _arrays(program))
-    return Imported(c_identifier(name), mod, signature_of(mod), layers, program)
+    layers = describe_layers(mod, weights_of(source) if is_onnx else _arrays(source))
+    kind = {"onnx": source} if is_onnx else {"program": source}
+    return Imported(c_identifier(name), mod, signature_of(mod), layers, **kind)
+
+
+def _from_torch(program: ExportedProgram) -> tvm.IRModule:
+    from tbn_tvm.frontend.torch import from_exported_program
+
+    try:
+        return from_exported_program(program)
+    except TbnError:
+        raise
+    except Exception as error:  # the importer raises many kinds for what it does not know
+        raise TbnError(f"the model cannot be imported into TVM: {first_line(error)}") from None
 
 
 def signature_of(mod: tvm.IRModule) -> Signature:
+    """What ``main`` takes and returns, by the model's own names where it has such."""
     from tvm import relax
 
+    from tbn_tvm.frontend.onnx import INPUT_NAMES, OUTPUT_NAMES
+
     main = mod["main"]
-    inputs = tuple(_spec(param.name, param.ty) for param in main.params)
     result = main.ret_ty
     fields = list(result.fields) if isinstance(result, relax.TupleType) else [result]
-    names = ["output"] if len(fields) == 1 else [f"output_{i}" for i in range(len(fields))]
-    return Signature(inputs, tuple(_spec(n, t) for n, t in zip(names, fields, strict=True)))
+    given, returned = (_attribute(main, key) for key in (INPUT_NAMES, OUTPUT_NAMES))
+    if given is None:
+        given = [param.name for param in main.params]
+    if returned is None:
+        returned = ["output"] if len(fields) == 1 else [f"output_{i}" for i in range(len(fields))]
+    return Signature(
+        tuple(_spec(n, param.ty) for n, param in zip(given, main.params, strict=True)),
+        tuple(_spec(n, t) for n, t in zip(returned, fields, strict=True)),
+    )
+
+
+def _attribute(function, key: str) -> list[str] | None:
+    held = function.attrs[key] if function.attrs and key in function.attrs else None
+    return None if held is None else [str(name) for name in held]
 
 
 def _spec(name: str, tensor) -> TensorSpec:

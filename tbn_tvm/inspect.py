@@ -123,16 +123,21 @@ def tiled_tensor(call: relax.Call) -> TiledTensor | None:
 
 
 def totals(rows: list[LayerInfo]) -> dict:
-    """Sums over layers; ``bits_per_weight`` is over all their weights."""
+    """Sums over layers.
+
+    ``mbit`` are millions of bits as the paper counts them: a bit a tile entry, 32 an alpha and a
+    float weight; ``bits_per_weight`` is that over all weights. Bytes are whole for each tile, which
+    makes up to seven bits a layer.
+    """
     weights = sum(math.prod(row.shape) for row in rows)
-    nbytes = sum(row.nbytes for row in rows)
+    bits = sum(row.bits_per_weight * math.prod(row.shape) for row in rows)
     return {
         "weights": weights,
-        "nbytes": nbytes,
+        "mbit": bits / 1e6,
+        "nbytes": sum(row.nbytes for row in rows),
         "float_bytes": sum(row.float_bytes for row in rows),
         "binary_bytes": sum(row.binary_bytes for row in rows),
-        "bits_per_weight": sum(row.bits_per_weight * math.prod(row.shape) for row in rows)
-        / max(weights, 1),
+        "bits_per_weight": bits / max(weights, 1),
         "macs_dense": sum(row.macs_dense for row in rows),
         "macs": sum(row.macs for row in rows),
     }

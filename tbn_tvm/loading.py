@@ -13,10 +13,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tbn_tvm.errors import TbnError, UsageError
+from tbn_tvm.errors import TbnError, ToolError, UsageError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from tbn_tvm.frontend.onnx import OnnxModel
 
 # A generated <name>.h or <name>_run of these names would meet the C library's or the language's.
 _C_WORDS = """
@@ -28,17 +30,21 @@ _C_WORDS = """
 _TAKEN = frozenset(_C_WORDS.split())
 
 
-def load_model(spec: str | os.PathLike) -> ExportedProgram:
+_EXPECTED = "a .pt2 or .onnx file, or package.module:factory"
+
+
+def load_model(spec: str | os.PathLike) -> ExportedProgram | OnnxModel:
     """Load what the command line calls MODEL.
 
     Parameters
     ----------
     spec : str or path
-        A ``.pt2`` file of ``torch.export.save``; ``package.module:factory``; or ``models:NAME``, an
-        architecture of :mod:`tbn_tvm.models.registry`, untrained, with p = 4 and a free batch (a
-        module ``models`` of the user's own goes before). The factory takes no arguments and returns
-        an exported program, or a pair of a module and a tuple of example inputs, or a triple that
-        adds ``dynamic_shapes`` for ``torch.export.export``.
+        A ``.pt2`` file of ``torch.export.save``; an ``.onnx`` file, with its external data in the
+        same folder; ``package.module:factory``; or ``models:NAME``, an architecture of
+        :mod:`tbn_tvm.models.registry`, untrained, with p = 4 and a free batch (a module ``models``
+        of the user's own goes before). The factory takes no arguments and returns an exported
+        program, or a pair of a module and a tuple of example inputs, or a triple that adds
+        ``dynamic_shapes`` for ``torch.export.export``.
 
     Raises
     ------
@@ -46,13 +52,15 @@ def load_model(spec: str | os.PathLike) -> ExportedProgram:
         Where it is missing or no model.
     """
     text = os.fspath(spec)
-    if not os.path.exists(text) and ":" in text and not text.endswith(".pt2"):
+    if not os.path.exists(text) and ":" in text and not text.endswith((".pt2", ".onnx")):
         return _from_registry(text) if _names_an_architecture(text) else _from_factory(text)
     path = Path(text)
     if not path.exists():
-        raise TbnError(f"{path}: no such file; expected a .pt2 file or package.module:factory")
+        raise TbnError(f"{path}: no such file; expected {_EXPECTED}")
     if path.is_dir():
-        raise TbnError(f"{path}: is a folder; expected a .pt2 file or package.module:factory")
+        raise TbnError(f"{path}: is a folder; expected {_EXPECTED}")
+    if path.suffix == ".onnx":
+        return _from_onnx_file(path)
     import torch
 
     import tbn_tvm.nn.ops  # noqa: F401  (the operators a saved program refers to)
@@ -68,6 +76,19 @@ def load_model(spec: str | os.PathLike) -> ExportedProgram:
             f"{path}: not a program saved by torch.export.save, or damaged ({reason}); export the "
             "model with torch.export.export and save that"
         ) from None
+
+
+def _from_onnx_file(path: Path) -> OnnxModel:
+    try:
+        import onnx  # noqa: F401
+    except ModuleNotFoundError:
+        raise ToolError(
+            f'{path}: reading it takes onnx; run: pip install "tbn-tvm[onnx]"'
+        ) from None
+    from tbn_tvm.frontend.onnx import load_onnx
+
+    with quiet():
+        return load_onnx(path)
 
 
 def default_name(model: str | os.PathLike) -> str:

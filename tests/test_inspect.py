@@ -78,3 +78,8 @@ def test_alphas_that_are_no_numbers_are_refused_by_layer_name():
     program = torch.export.export(model, (torch.zeros(1, 10),))
     with pytest.raises(FormatError, match=r"layer '0': alpha 2 is nan"):
         import_model(program)
+
+
+def test_megabits_count_tile_entries_alphas_and_float_weights(layers):
+    bits = (54 + 32 * 4) + 32 * 2560 + (40 + 32 * 3)
+    assert totals(layers)["mbit"] == pytest.approx(bits / 1e6)

@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from tbn_tvm.cli.initialisers import add_report_flag, print_report, report_of
 from tbn_tvm.cli.output import add_json_flag, print_json, print_table, write_whole
 from tbn_tvm.errors import UsageError
 
@@ -16,9 +17,9 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "compile",
         help="compile a model for a CPU, a GPU or a board",
-        description="Compile MODEL, a .pt2 file or package.module:factory. A CPU or cuda target "
-        "gives one artifact file and prints the memory it is planned to need, a board gives a "
-        "folder of C. Compiling for cuda takes nvcc and no GPU; running takes neither nvcc nor "
+        description="Compile MODEL, a .pt2 or .onnx file or package.module:factory. A CPU or cuda "
+        "target gives one artifact file and prints the memory it is planned to need, a board gives "
+        "a folder of C. Compiling for cuda takes nvcc and no GPU; running takes neither nvcc nor "
         "any other compiler.",
     )
     parser.add_argument("model", metavar="MODEL")
@@ -96,6 +97,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--name", help="the model's name in generated C")
     parser.add_argument("--dump-ir", metavar="DIR", help="write the IR after each phase")
+    add_report_flag(parser)
     add_json_flag(parser)
     parser.set_defaults(run=run)
 
@@ -125,16 +127,19 @@ def run(args: argparse.Namespace) -> int:
     if args.plot and is_file:
         raise UsageError(f"--plot is for boards, not for {args.target}")
     if args.plot:
-        from tbn_tvm.micro.arena_plot import check_plot
+        from tbn_tvm.plotting import check_plot
 
         check_plot(args.plot)
     if args.calibration and is_file:
         raise UsageError(f"--activations int8 is for boards, not for {args.target}")
     tell = _progress() if not args.json else None
-    model, calibration = args.model, None
-    if args.calibration:
+    model, calibration, initialisers = args.model, None, None
+    if args.calibration or args.report:
         model = compiler.import_model(args.model, name=name, dump_ir=args.dump_ir)
+    if args.calibration:
         calibration = _calibration(args, model)
+    if args.report:
+        initialisers = report_of(model)
     compiled = compiler.compile(
         model,
         target if is_file else args.target,
@@ -175,15 +180,23 @@ def run(args: argparse.Namespace) -> int:
             report["source"] = str(write_whole(path.with_suffix(".cu"), compiled.source))
             lines.append(("source", report["source"]))
     else:
-        return _report_board(args, compiled, tell)
+        return _report_board(args, compiled, tell, initialisers)
     if args.json:
-        print_json(report)
-    else:
-        print_table(f"{name} for {args.target}", ("", ""), lines)
+        print_json(_with_initialisers(report, initialisers))
+        return 0
+    print_table(f"{name} for {args.target}", ("", ""), lines)
+    if initialisers is not None:
+        print_report(initialisers)
     return 0
 
 
-def _report_board(args: argparse.Namespace, project, tell) -> int:
+def _with_initialisers(report: dict, initialisers: list | None) -> dict:
+    if initialisers is not None:
+        report["initialisers"] = [row.to_dict() for row in initialisers]
+    return report
+
+
+def _report_board(args: argparse.Namespace, project, tell, initialisers: list | None) -> int:
     """Save a board's project, build it where there is a compiler, and tell what it takes."""
     from tbn_tvm.cli.output import print_memory
     from tbn_tvm.micro.arena_plot import plot_arena
@@ -200,17 +213,16 @@ def _report_board(args: argparse.Namespace, project, tell) -> int:
     plotted = plot_arena(memory, args.plot) if args.plot else None
     if args.json:
         sums = ("weights", "arena", "arena_lower_bound", "io")
-        print_json(
-            {
-                "project": str(path),
-                "board": project.board.name,
-                "memory": {key: project.memory[key] for key in sums},
-                "memory_report": memory,
-                "plot": plotted and str(plotted),
-                **project.signature.to_dict(),
-                "layers": project.layers,
-            }
-        )
+        report = {
+            "project": str(path),
+            "board": project.board.name,
+            "memory": {key: project.memory[key] for key in sums},
+            "memory_report": memory,
+            "plot": plotted and str(plotted),
+            **project.signature.to_dict(),
+            "layers": project.layers,
+        }
+        print_json(_with_initialisers(report, initialisers))
         return 0
     files = [("project", str(path)), ("this report as JSON", str(saved))]
     print_table(
@@ -219,6 +231,8 @@ def _report_board(args: argparse.Namespace, project, tell) -> int:
         [*files, *([("plot", str(plotted))] if plotted else [])],
     )
     print_memory(memory)
+    if initialisers is not None:
+        print_report(initialisers)
     if built is None:
         print(
             f"code sizes and stack: unknown without {COMPILER}; on Debian: {INSTALL_COMPILER}",
@@ -236,6 +250,8 @@ def run_export(args: argparse.Namespace) -> int:
     if args.plot or args.io != "arena":
         flag = "--plot" if args.plot else f"--io {args.io}"
         raise UsageError(f"{flag} is for a board's project, not for --export {args.export}")
+    if args.report:
+        raise UsageError("--report with --export: run tbn-tvm inspect MODEL --report instead")
     for flag in ("batch", "max_batch", "cuda_graph", "emit", "records"):
         if getattr(args, flag):
             raise UsageError(

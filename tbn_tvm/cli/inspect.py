@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from tbn_tvm.cli.initialisers import add_report_flag, print_report, report_of
 from tbn_tvm.cli.output import add_json_flag, print_json, print_table
+from tbn_tvm.errors import UsageError
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -12,34 +14,56 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "inspect",
         help="what a model is made of, a row a layer",
-        description="Print shape, tile, sizes and arithmetic of each layer of MODEL: a .pt2 file, "
-        "package.module:factory, or an artifact.",
+        description="Print shape, tile, sizes and arithmetic of each layer of MODEL: a .pt2 or "
+        ".onnx file, package.module:factory, or an artifact.",
     )
     parser.add_argument("model", metavar="MODEL")
+    add_report_flag(parser)
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw size and arithmetic a layer, float against binary against tiled (.png, .pdf or "
+        ".svg; needs matplotlib)",
+    )
     add_json_flag(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Describe and print."""
+    from tbn_tvm.inspect import LayerInfo, totals
+    from tbn_tvm.plotting import check_plot
     from tbn_tvm.runtime import Artifact, is_artifact
 
+    report = None
+    if args.plot:
+        check_plot(args.plot)
     if is_artifact(args.model):
-        from tbn_tvm.inspect import LayerInfo
-
+        if args.report:
+            raise UsageError(
+                "--report: an artifact no longer has initialisers; give the .onnx file"
+            )
         artifact = Artifact.load(args.model)
         name, layers = artifact.name, [LayerInfo.from_dict(row) for row in artifact.layers]
     else:
-        from tbn_tvm.compiler import import_model
+        from tbn_tvm.importing import import_model
 
         imported = import_model(args.model)
         name, layers = imported.name, imported.layers
-
-    from tbn_tvm.inspect import totals
-
+        report = report_of(imported) if args.report else None
     sums = totals(layers)
+    plotted = None
+    if args.plot:
+        from tbn_tvm.layer_plot import plot_layers
+
+        plotted = str(plot_layers(layers, args.plot, _title(name, sums)))
     if args.json:
-        print_json({"model": name, "layers": [row.to_dict() for row in layers], "totals": sums})
+        found = {"model": name, "layers": [row.to_dict() for row in layers], "totals": sums}
+        if report is not None:
+            found["initialisers"] = [row.to_dict() for row in report]
+        if plotted is not None:
+            found["plot"] = plotted
+        print_json(found)
         return 0
     rows = [
         (
@@ -92,4 +116,27 @@ def run(args: argparse.Namespace) -> int:
         ),
         rows,
     )
+    print_table("in all", ("", ""), _total_rows(sums, plotted))
+    if report is not None:
+        print_report(report)
     return 0
+
+
+def _title(name: str, sums: dict) -> str:
+    return (
+        f"{name}: {sums['weights']:,} weights, {sums['mbit']:.3f} Mbit, "
+        f"{sums['bits_per_weight']:.3f} bits a weight"
+    )
+
+
+def _total_rows(sums: dict, plotted: str | None) -> list[tuple]:
+    def against(least: int, most: int) -> str:
+        return f"{most:,} ({most / max(least, 1):.1f} times as much)"
+
+    return [
+        ("Mbit", sums["mbit"]),
+        ("bytes as float32", against(sums["nbytes"], sums["float_bytes"])),
+        ("bytes at 1 bit a weight", against(sums["nbytes"], sums["binary_bytes"])),
+        ("multiply-adds before reuse", against(sums["macs"], sums["macs_dense"])),
+        *([("plot", plotted)] if plotted else []),
+    ]

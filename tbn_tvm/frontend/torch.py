@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import tvm
 from torch import fx
 from torch.export import ExportedProgram
@@ -28,8 +29,9 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
         With ``main`` taking the program's user inputs, by name, and returning its outputs.
     """
     mod = import_exported_program(
-        program,
+        _decomposed(program),
         keep_params_as_input=False,
+        run_ep_decomposition=False,
         custom_convert_map={
             "addmm.default": _addmm,
             "amax.default": _extremes(relax.op.max),
@@ -53,6 +55,14 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
         },
     )
     return NormaliseIndices()(mod)
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    """The program in core operators, and in those that are clumsier in core operators."""
+    table = torch.export.default_decompositions()
+    # In core operators it gathers at indices that are computed at every run; it is two slices.
+    table.pop(torch.ops.aten.roll.default, None)
+    return program.run_decompositions(table)
 
 
 _HALVES = ("float16", "bfloat16")

@@ -4,29 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tbn_tvm.errors import ToolError, UsageError
-
-_SUFFIXES = (".png", ".pdf", ".svg")
-
-
-def check_plot(path: str | Path) -> None:
-    """Refuse what cannot be drawn, before a model is compiled for it.
-
-    Raises
-    ------
-    UsageError
-        For a file of another kind.
-    ToolError
-        Where matplotlib is missing.
-    """
-    if Path(path).suffix not in _SUFFIXES:
-        raise UsageError(f"--plot {path}: expected a file that ends in {', '.join(_SUFFIXES)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ToolError(
-            "--plot needs matplotlib, which is not installed: pip install 'tbn-tvm[plot]'"
-        ) from None
+from tbn_tvm.plotting import check_plot, new_figure, save_figure
 
 
 def plot_arena(report: dict, path: str | Path) -> Path:
@@ -40,14 +18,11 @@ def plot_arena(report: dict, path: str | Path) -> Path:
         A .png, .pdf or .svg file.
     """
     check_plot(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     arena = report["arena"]
     steps, placed = arena["steps"], [b for b in arena["buffers"] if b["offset"] is not None]
-    figure = Figure(figsize=(max(6.0, 2.5 + 0.9 * (len(steps) + 2)), 6.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(6.0, 2.5 + 0.9 * (len(steps) + 2)), 6.0)
     axes = figure.add_subplot()
     colours = {kind: f"C{index}" for index, kind in enumerate(("input", "value", "scratch"))}
     for buffer in sorted(placed, key=lambda b: b["first"]):
@@ -96,10 +71,7 @@ def plot_arena(report: dict, path: str | Path) -> Path:
         handles.append(Rectangle((0, 0), 1, 1, facecolor="white", edgecolor="black", hatch="//"))
         names.append("written over an operand")
     figure.legend(handles, names, loc="outside lower right", fontsize=7, ncols=4)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    return path
+    return save_figure(figure, path)
 
 
 def _kind(buffer: dict) -> str:

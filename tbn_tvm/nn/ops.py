@@ -102,6 +102,24 @@ def tiled_conv2d(
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups).contiguous()
 
 
+def conv_output_shape(
+    x: Tensor,
+    out_channels: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, ...]:
+    """Shape of a convolution's output, symbolic where that of ``x`` is."""
+    spatial = [
+        (extent + 2 * pad - dil * (kernel - 1) - 1) // step + 1
+        for extent, pad, dil, kernel, step in zip(
+            x.shape[2:], padding, dilation, kernel_size, stride, strict=True
+        )
+    ]
+    return (x.shape[0], out_channels, *spatial)
+
+
 def _fake_conv(
     x, tile, alpha, bias, out_channels, kernel_size, stride, padding, dilation, groups, p
 ):
@@ -110,13 +128,7 @@ def _fake_conv(
         raise ValueError(f"{name}: {x.shape[1]} channels do not divide into {groups} groups")
     shape = (out_channels, x.shape[1] // groups, *kernel_size)
     _check_tile(name, tile, alpha, shape, p)
-    spatial = [
-        (extent + 2 * pad - dil * (kernel - 1) - 1) // step + 1
-        for extent, pad, dil, kernel, step in zip(
-            x.shape[2:], padding, dilation, kernel_size, stride, strict=True
-        )
-    ]
-    return x.new_empty(x.shape[0], out_channels, *spatial)
+    return x.new_empty(conv_output_shape(x, out_channels, kernel_size, stride, padding, dilation))
 
 
 tiled_conv1d.register_fake(_fake_conv)

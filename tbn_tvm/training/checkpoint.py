@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from tbn_tvm.errors import TbnError, UsageError
+from tbn_tvm.training.files import replacing
 
 
 def save_checkpoint(path: Path, identity: dict, state: dict) -> None:
@@ -26,14 +27,8 @@ def save_checkpoint(path: Path, identity: dict, state: dict) -> None:
     TbnError
         Where the file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path, "checkpoint") as partial:
         torch.save({"identity": identity, "state": state}, partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # PyTorch's zip writer raises the latter
-        partial.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise TbnError(f"{path}: the checkpoint cannot be written: {reason}") from None
 
 
 def load_checkpoint(path: Path, identity: dict) -> dict:

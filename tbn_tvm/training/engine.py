@@ -156,7 +156,8 @@ class _Run:
         }
         model = model.to(group.device)
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._example = self._preprocess(next(data.test.batches([torch.arange(2)], None))[0])
+        inputs, _ = next(data.test.batches([torch.arange(2)], None))
+        self._example = self._preprocess.shape(self._preprocess(inputs))
         teacher = load_teacher(Path(recipe.teacher), group.device) if recipe.teacher else None
         self._trainer = Trainer(
             model, recipe, data, self._preprocess, group, _PRECISIONS[precision], teacher

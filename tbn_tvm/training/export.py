@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tbn_tvm.errors import TbnError
 from tbn_tvm.nn import freeze
+from tbn_tvm.training.files import replacing
 
 
 def export(model: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> None:
@@ -33,11 +33,5 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> None:
     examples = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in inputs)
     shapes = tuple({0: batch} for _ in inputs)
     program = torch.export.export(frozen, examples, dynamic_shapes=shapes)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            torch.export.save(program, file)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise TbnError(f"{path}: the model cannot be written: {error.strerror}") from None
+    with replacing(path, "model") as partial, partial.open("wb") as file:
+        torch.export.save(program, file)

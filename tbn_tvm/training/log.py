@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import tbn_tvm
-from tbn_tvm.errors import TbnError
+from tbn_tvm.training.files import replacing
 
 
 def describe(run: dict) -> dict:
@@ -30,10 +30,5 @@ def write_log(path: Path, log: dict) -> None:
     TbnError
         Where it cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path, "log") as partial:
         partial.write_text(json.dumps(log, indent=1) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise TbnError(f"{path}: the log cannot be written: {error.strerror}") from None

@@ -168,6 +168,7 @@ class Trainer:
                 inputs[0], targets, self._data.classes, random, recipe.mixup, recipe.cutmix
             )
             inputs = (mixed, *inputs[1:])
+        inputs = self._preprocess.shape(inputs)
         set_rate(self.optimiser, rate_at(recipe, at.epoch + number / self.steps))
         with self._mixed_precision():
             outputs = self._parallel(*inputs)
@@ -201,7 +202,7 @@ class Trainer:
         for inputs, targets in split.batches(order, None):
             inputs = tuple(x.to(group.device) for x in inputs)
             with self._mixed_precision():
-                outputs = model(*self._preprocess(inputs))
+                outputs = model(*self._preprocess.shape(self._preprocess(inputs)))
             metric.add(outputs, targets.to(group.device))
         group.add_up(metric.sums)
         return metric.result()

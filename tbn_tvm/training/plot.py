@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tbn_tvm.errors import ToolError
+from tbn_tvm.training.files import replacing
 
 
 def plot_run(log: dict, path: Path) -> None:
@@ -51,13 +52,8 @@ def plot_run(log: dict, path: Path) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
         axes.grid(alpha=0.3)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with replacing(path, "plot") as partial:
         figure.savefig(partial, format="png", dpi=120)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _line(axes, steps: list[dict], label: str, value, **style) -> None:

@@ -49,5 +49,5 @@ def whole_split(data: DataSet, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
     """
     if not isinstance(data.train, TensorSplit) or len(data.train.inputs) != 1:
         raise UsageError("polish: expected one input and a data set that is held in memory")
-    parts = [preprocess((x,))[0] for x in data.train.inputs[0].split(4096)]
+    parts = [preprocess.shape(preprocess((x,)))[0] for x in data.train.inputs[0].split(4096)]
     return torch.cat(parts), data.train.targets

@@ -32,7 +32,7 @@ class Preprocess:
     def __call__(
         self, inputs: tuple[Tensor, ...], random: torch.Generator | None = None
     ) -> tuple[Tensor, ...]:
-        """Prepare a batch.
+        """Scale and augment a batch; :meth:`shape` is the last step.
 
         Parameters
         ----------
@@ -48,6 +48,11 @@ class Preprocess:
         x = as_unit(x)
         if self._standard and x.dim() == 4:
             x = (x - self._mean.to(x.device)) / self._deviation.to(x.device)
+        return (x, *others)
+
+    def shape(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """A batch in the shape and memory format that suit the model."""
+        x, *others = inputs
         if self._flat:
             x = x.flatten(1)
         elif x.dim() == 4:

@@ -159,11 +159,19 @@ def test_a_model_in_any_form_has_the_same_layers(cwd, capsys, model):
 
 @pytest.mark.parametrize("model", ["tiny.pt2", "tiny.tbn"])
 def test_the_table_has_a_row_a_layer_and_their_sum(cwd, capsys, model):
-    table = succeed(capsys, "inspect", model)
+    table, _, totals = succeed(capsys, "inspect", model).partition("in all")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines()]
     shapes = [row[1] for row in rows if row]
     assert shapes == ["8x12", "5x8", "136"]
     assert rows[-2][0] == "total" and rows[-2][7] == "30"
+    assert "544 (18.1 times as much)" in totals
+
+
+def test_a_picture_is_drawn_on_request(cwd, capsys):
+    pytest.importorskip("matplotlib")
+    report = json.loads(succeed(capsys, "inspect", "tiny.pt2", "--plot", "tiny.png", "--json"))
+    assert report["plot"] == "tiny.png"
+    assert Path("tiny.png").read_bytes().startswith(b"\x89PNG")
 
 
 # -- boards and doctor -----------------------------------------------------------------------

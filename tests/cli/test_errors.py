@@ -188,7 +188,11 @@ def refused(capfd, command: str, status: int, told: str) -> str:
 
 
 MODELS = [
-    ("none.pt2", FAILURE, "none.pt2: no such file; expected a .pt2 file or package.module:factory"),
+    (
+        "none.pt2",
+        FAILURE,
+        "none.pt2: no such file; expected a .pt2 or .onnx file, or package.module:factory",
+    ),
     ("text.pt2", FAILURE, r"text.pt2: not a program saved by torch\.export\.save"),
     ("empty.pt2", FAILURE, r"empty.pt2: not a program saved by torch\.export\.save"),
     ("zip.pt2", FAILURE, r"zip.pt2: not a program saved by torch\.export\.save"),

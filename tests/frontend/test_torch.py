@@ -103,6 +103,19 @@ def test_what_stock_importers_get_wrong_is_right(function):
     np.testing.assert_allclose(y.numpy(), function(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("shifts", [(-1, 3), (9, 0)])
+def test_rolling_is_slices_and_no_gather(shifts):
+    def roll(x):
+        return torch.roll(x, shifts, dims=(1, 2))
+
+    x = torch.randn(2, 5, 8)
+    mod = from_exported_program(torch.export.export(Function(roll), (x,)))
+    assert "relax.take" not in operators(mod)
+    machine = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
+    (y,) = machine["main"](tvm.runtime.tensor(x.numpy()))
+    np.testing.assert_array_equal(y.numpy(), roll(x).numpy())
+
+
 def test_a_linear_layer_in_half_precision_keeps_its_dtype():
     model, x = torch.nn.Linear(6, 4).half(), torch.randn(2, 6).half()
     mod = from_exported_program(torch.export.export(model, (x,)))

@@ -16,7 +16,7 @@ from tbn_tvm.training.engine import Options, run
 TINY = find_recipe("mnist-mlp").with_settings(
     {"sizes.widths": (784, 16, 10), "min_size": 1000, "epochs": 3, "batch_size": 50}
 )
-POLISHED = replace(TINY, polish_sweeps=2)
+POLISHED = replace(TINY, polish_sweeps=2, batch_size=10, learning_rate=0.01)
 PLAIN = replace(TINY, polish_sweeps=0)
 AVERAGED = replace(
     PLAIN, ema=0.9, validation=0.2, select="best", sizes={**TINY.sizes, "norm": True}
@@ -201,7 +201,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_line(digits, 
         ({"augment": "crop:x"}, "augmentation 'crop:x': expected crop:PADDING, with numbers"),
         ({"validation": 0.001}, "validation 0.001: 0 of 120 training samples"),
         ({"model": "mlp"}, "unknown model 'mlp'"),
-        ({"sizes.depth": 3}, "model mnist-mlp: "),
+        ({"model": "mnist-cnn", "sizes.depth": 3}, "model mnist-cnn: .*(depth|widths)"),
         ({"data": "digits"}, "unknown data set 'digits'"),
         ({"data_options.length": 3}, "data set mnist: .*length"),
     ],
