@@ -30,6 +30,7 @@ Batch = tuple[tuple[Tensor, ...], Tensor]
 
 READERS = {
     "cifar10": "tbn_tvm.training.data.cifar",
+    "imagenet": "tbn_tvm.training.data.imagenet",
     "mnist": "tbn_tvm.training.data.mnist",
 }
 """Modules by the data set's name; each has ``load``."""
