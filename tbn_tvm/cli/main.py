@@ -10,11 +10,23 @@ import os
 import sys
 
 from tbn_tvm import __version__
-from tbn_tvm.cli import bench, convert, doctor, export, inspect, micro, run, train, tune
+from tbn_tvm.cli import bench, convert, doctor, export, finetune, inspect, micro, run, train, tune
 from tbn_tvm.cli import compile as compile_command
 from tbn_tvm.errors import TbnError
 
-_COMMANDS = (train, convert, compile_command, run, export, tune, inspect, micro, bench, doctor)
+_COMMANDS = (
+    train,
+    finetune,
+    convert,
+    compile_command,
+    run,
+    export,
+    tune,
+    inspect,
+    micro,
+    bench,
+    doctor,
+)
 
 
 class _Version(argparse.Action):

@@ -87,15 +87,18 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--plot", metavar="FILE.png", help="draw loss, metrics and learning rate")
 
 
-def chosen_recipe(args: argparse.Namespace) -> Recipe:
-    """The recipe named on a command line, with its settings."""
+def chosen_recipe(args: argparse.Namespace, fine_tuning: bool = False) -> Recipe:
+    """The recipe named on a command line, or its way of fine-tuning, with its settings."""
     settings = {name: getattr(args, name) for name in _SHORTHANDS}
     for pair in args.set:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"--set {pair}: expected KEY=VALUE")
         settings[key.strip().replace("-", "_")] = value
-    return find_recipe(args.recipe).with_settings(settings)
+    recipe = find_recipe(args.recipe)
+    if fine_tuning:
+        recipe = recipe.fine_tuning(args.init)
+    return recipe.with_settings(settings)
 
 
 def run(args: argparse.Namespace) -> int:

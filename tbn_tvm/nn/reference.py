@@ -56,7 +56,7 @@ def load_reference_state_dict(
     TbnError
         Where the two do not fit, with everything that is missing, left over or of another shape.
     """
-    given = _unwrapped(state_dict)
+    given = unwrapped(state_dict)
     if match == "order":
         given = _renamed(model, given)
     mapped, kinds = _mapped(model, given)
@@ -65,8 +65,14 @@ def load_reference_state_dict(
     return kinds
 
 
-def _unwrapped(state_dict: Mapping) -> dict[str, Tensor]:
-    """Plain names to tensors."""
+def unwrapped(state_dict: Mapping) -> dict[str, Tensor]:
+    """The state dict itself, out of what training scripts and wrapping modules put around it.
+
+    Raises
+    ------
+    TbnError
+        Where there is none.
+    """
     found = state_dict
     for _ in range(3):
         inner = next((k for k in _WRAPPINGS if isinstance(found.get(k), Mapping)), None)

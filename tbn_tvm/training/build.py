@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tbn_tvm.errors import TbnError, UsageError
 from tbn_tvm.models.registry import find_model
 from tbn_tvm.nn import tile_model
-from tbn_tvm.nn.layers import TiledLayer
+from tbn_tvm.nn.base import TiledLayer
+from tbn_tvm.nn.reference import unwrapped
 from tbn_tvm.training.recipe import Recipe
 
 
-def build_model(recipe: Recipe, twin: bool) -> nn.Module:
+def build_model(recipe: Recipe, twin: bool, samples: tuple[Tensor, ...] | None = None) -> nn.Module:
     """The model that training starts from, on the CPU.
 
     Parameters
@@ -23,6 +24,9 @@ def build_model(recipe: Recipe, twin: bool) -> nn.Module:
         Its seed decides the random start.
     twin : bool
         Whether layers stay float.
+    samples : tuple of Tensor, optional
+        Inputs of the model, with which a start from a float model is fitted and its outputs are
+        permuted.
 
     Raises
     ------
@@ -41,6 +45,9 @@ def build_model(recipe: Recipe, twin: bool) -> nn.Module:
         _load_float(model, Path(recipe.init))
     if twin:
         return model
+    start = {"start": "nearest" if recipe.init else "copy"}
+    if recipe.init and samples is not None:
+        start |= {"calibration": samples, "permute": True}
     report = tile_model(
         model,
         recipe.p,
@@ -49,6 +56,7 @@ def build_model(recipe: Recipe, twin: bool) -> nn.Module:
         alpha=recipe.alpha,
         alpha_from=recipe.alpha_from,
         gradient=recipe.gradient,
+        **start,
     )
     for layer in report.tiled:
         if "does not divide" in layer.reason:
@@ -89,15 +97,21 @@ def float_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise TbnError(f"{path}: no such file; expected a float model to start from")
     try:
-        return dict(torch.load(path, weights_only=True, map_location="cpu"))
+        state = dict(torch.load(path, weights_only=True, map_location="cpu"))
     except Exception as error:  # unpickling and zip raise many kinds on damaged input
         raise TbnError(
             f"{path}: holds no state dict, or is damaged ({type(error).__name__})"
         ) from None
+    return unwrapped(state)
 
 
-def load_teacher(path: Path, device: torch.device) -> nn.Module:
-    """An exported model (``.pt2``) to distil from, in eval mode."""
+def load_teacher(recipe: Recipe, device: torch.device) -> nn.Module:
+    """The model to distil from, in eval mode: an exported one, or the recipe's float twin."""
     from tbn_tvm import load_model
 
-    return load_model(path).module().to(device)
+    path = Path(recipe.teacher)
+    if path.suffix == ".pt2":
+        return load_model(path).module().to(device)
+    model = find_model(recipe.model).build(p=None, **recipe.sizes)
+    _load_float(model, path)
+    return model.eval().requires_grad_(False).to(device)

@@ -154,15 +154,24 @@ class _Run:
             "precision": precision,
             "samples": sizes,
         }
+        if recipe.init and recipe.calibration and not options.twin:
+            model = build_model(recipe, False, self._samples(recipe.calibration))
         model = model.to(group.device)
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
         inputs, _ = next(data.test.batches([torch.arange(2)], None))
         self._example = self._preprocess.shape(self._preprocess(inputs))
-        teacher = load_teacher(Path(recipe.teacher), group.device) if recipe.teacher else None
+        teacher = load_teacher(recipe, group.device) if recipe.teacher else None
         self._trainer = Trainer(
             model, recipe, data, self._preprocess, group, _PRECISIONS[precision], teacher
         )
         self._sweeps = recipe.polish_sweeps if recipe.polish and not options.twin else 0
+
+    def _samples(self, count: int) -> tuple[torch.Tensor, ...]:
+        """Inputs of the model, from the first training samples."""
+        split = self._data.train
+        order = [torch.arange(min(count, len(split)))]
+        inputs, _ = next(split.batches(order, None))
+        return self._preprocess.shape(self._preprocess(inputs))
 
     def go(self) -> Result:
         recipe, trainer = self._recipe, self._trainer

@@ -49,6 +49,7 @@ _RANGES = {
     "distill": (0, True, 1),
     "temperature": (0, False, math.inf),
     "polish_sweeps": (0, True, math.inf),
+    "calibration": (0, True, math.inf),
 }
 
 
@@ -115,8 +116,12 @@ class Recipe:
         ``fnmatch`` patterns of layers that stay float.
     init : str
         A float model (``.pt2`` or checkpoint) of this architecture to start from; empty for none.
+    calibration : int
+        Training samples with which the start from ``init`` is fitted and its outputs permuted (see
+        :func:`tbn_tvm.nn.tile_model`); 0 for neither.
     teacher : str
-        A ``.pt2`` with the same inputs and outputs to distil from; empty for none.
+        To distil from: a ``.pt2`` with the same inputs and outputs, or a checkpoint of this
+        architecture's float twin; empty for none.
     distill, temperature : float
         Weight of the teacher in the loss, and temperature of its soft targets.
     polish : str
@@ -162,6 +167,7 @@ class Recipe:
     gradient: str = "identity"
     skip: tuple[str, ...] = ()
     init: str = ""
+    calibration: int = 0
     teacher: str = ""
     distill: float = 0.0
     temperature: float = 4.0
@@ -193,6 +199,28 @@ class Recipe:
     def to_dict(self) -> dict:
         """For JSON and checkpoints: plain types only."""
         return json.loads(json.dumps(asdict(self)))
+
+    def fine_tuning(self, init: str) -> Recipe:
+        """This recipe's way of fine-tuning a trained float model.
+
+        A quarter of the epochs at a third of the rate, without warm-up, from the tiled model
+        nearest to the float one; half of the loss is the distance to its outputs.
+
+        Parameters
+        ----------
+        init : str
+            The float model's file.
+        """
+        return replace(
+            self,
+            init=init,
+            teacher=init,
+            distill=0.5,
+            calibration=500,
+            epochs=max(1, self.epochs // 4),
+            learning_rate=self.learning_rate / 3,
+            warmup_epochs=0.0,
+        )
 
     def with_settings(self, settings: Mapping[str, object]) -> Recipe:
         """This recipe with some fields changed.

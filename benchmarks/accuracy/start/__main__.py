@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tbn_tvm.models.mnist import Digits, load_digits
 from tbn_tvm.nn import tile_model
+from tbn_tvm.training.data.mnist import Digits, load_digits
 
 CALIBRATION = 500
 """Training images that the last start sees."""

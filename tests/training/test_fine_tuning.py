@@ -1,0 +1,83 @@
+"""From a float twin to a tiled model, through the command line."""
+
+import json
+
+import pytest
+import torch
+
+import tbn_tvm
+from tbn_tvm.cli.main import main
+from tbn_tvm.errors import UsageError
+from tbn_tvm.models.recipes import find_recipe
+from tbn_tvm.training.build import build_model, load_teacher
+
+pytest.importorskip("scipy")
+
+SMALL = ["--set", "sizes.widths=[784,16,10]", "--set", "min_size=1000", "--batch-size", "20"]
+SMALL += ["--polish-sweeps", "0"]
+
+
+@pytest.fixture(scope="module")
+def twin(digits, tmp_path_factory):
+    """A trained float twin as tbn-tvm train exports it."""
+    path = tmp_path_factory.mktemp("twin") / "float.pt2"
+    arguments = ["--data", str(digits), "-o", str(path), "--float", "--epochs", "8"]
+    assert main(["train", "mnist-mlp", *SMALL, *arguments]) == 0
+    return path
+
+
+def small_recipe(**settings):
+    return find_recipe("mnist-mlp").with_settings(
+        {"sizes.widths": (784, 16, 10), "min_size": 1000, **settings}
+    )
+
+
+def test_a_float_twin_becomes_a_tiled_model_that_learns_from_it(digits, twin, tmp_path, capsys):
+    output, log = tmp_path / "model.pt2", tmp_path / "log.json"
+    arguments = ["--data", str(digits), "-o", str(output), "--init", str(twin)]
+    arguments += ["--epochs", "2", "--log", str(log), "--json"]
+    assert main(["finetune", "mnist-mlp", *SMALL, *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["result"]["accuracy"] > 0.9
+    recipe = json.loads(log.read_text())["recipe"]
+    assert recipe["teacher"] == recipe["init"] == str(twin)
+    assert recipe["learning_rate"] == pytest.approx(1e-3)
+    assert (recipe["epochs"], recipe["distill"], recipe["calibration"]) == (2, 0.5, 500)
+    state = tbn_tvm.load_model(output).state_dict
+    assert any(name.endswith("tile") for name in state)
+
+
+def test_fine_tuning_is_shorter_gentler_and_can_be_set():
+    base = find_recipe("mnist-mlp")
+    tuned = base.fine_tuning("float.pt2")
+    assert (tuned.epochs, tuned.learning_rate) == (50, pytest.approx(1e-3))
+    assert tuned.with_settings({"distill": "0", "epochs": 7}).epochs == 7
+    assert find_recipe("mnist-cnn").fine_tuning("x.pt2").warmup_epochs == 0
+
+
+def test_the_start_is_nearer_with_samples(twin):
+    recipe, x = small_recipe(init=str(twin)), torch.rand(64, 784)
+    teacher = load_teacher(small_recipe(teacher=str(twin), distill=1), torch.device("cpu"))
+    distances = []
+    for samples in (None, (x,)):
+        model = build_model(recipe, False, samples).eval()
+        with torch.no_grad():
+            distances.append(float((model(x) - teacher(x)).square().mean()))
+    assert distances[1] < 0.9 * distances[0]
+
+
+def test_a_state_dict_is_both_start_and_teacher(twin, tmp_path):
+    state = tbn_tvm.load_model(twin).state_dict
+    path = tmp_path / "float.pth"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    x, cpu = torch.rand(4, 784), torch.device("cpu")
+    exported = load_teacher(small_recipe(teacher=str(twin), distill=1), cpu)
+    loaded = load_teacher(small_recipe(teacher=str(path), distill=1), cpu)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), exported(x))
+    assert build_model(small_recipe(init=str(path)), False) is not None
+
+
+def test_without_a_float_model_there_is_nothing_to_fine_tune(digits, tmp_path, capsys):
+    arguments = ["finetune", "mnist-mlp", "--data", str(digits), "-o", str(tmp_path / "m.pt2")]
+    assert main(arguments) == UsageError.exit_code
+    assert "--init is missing" in capsys.readouterr().err
