@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import tvm
@@ -12,7 +13,7 @@ from tvm import relax
 from tvm import tirx as tir
 
 from tbn_tvm import op
-from tbn_tvm.errors import FormatError
+from tbn_tvm.errors import FormatError, UsageError
 from tbn_tvm.relay_passes._match import constant_array, is_call
 from tbn_tvm.tiling import TiledTensor
 
@@ -122,6 +123,21 @@ def tiled_tensor(call: relax.Call) -> TiledTensor | None:
     return TiledTensor(tile, alphas.astype(np.float32), shape, attrs["p"])
 
 
+def without(rows: list[LayerInfo], patterns: Sequence[str]) -> list[LayerInfo]:
+    """The rows but those whose names match, as ``fnmatch`` has it, one of the patterns.
+
+    Raises
+    ------
+    UsageError
+        For a pattern that matches none, with the names there are.
+    """
+    names = [row.name for row in rows]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(f"no layer is called {pattern!r}; there are {', '.join(names)}")
+    return [row for row in rows if not any(fnmatchcase(row.name, p) for p in patterns)]
+
+
 def totals(rows: list[LayerInfo]) -> dict:
     """Sums over layers.
 
@@ -133,6 +149,7 @@ def totals(rows: list[LayerInfo]) -> dict:
     bits = sum(row.bits_per_weight * math.prod(row.shape) for row in rows)
     return {
         "weights": weights,
+        "tiled_weights": sum(math.prod(row.shape) for row in rows if (row.p or 1) > 1),
         "mbit": bits / 1e6,
         "nbytes": sum(row.nbytes for row in rows),
         "float_bytes": sum(row.float_bytes for row in rows),

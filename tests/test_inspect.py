@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from tbn_tvm.compiler import import_model
-from tbn_tvm.errors import FormatError
-from tbn_tvm.inspect import totals
+from tbn_tvm.errors import FormatError, UsageError
+from tbn_tvm.inspect import totals, without
 from tbn_tvm.nn import TiledConv2d, TiledLinear, freeze
 
 
@@ -58,10 +58,18 @@ def test_a_float_layer_is_described_as_it_is(layers):
 def test_totals_are_over_all_weights(layers):
     sums = totals(layers)
     assert sums["weights"] == 216 + 2560 + 120
+    assert sums["tiled_weights"] == 216 + 120
     assert sums["nbytes"] == sum(row.nbytes for row in layers)
     assert sums["bits_per_weight"] == pytest.approx(
         (54 + 128 + 32 * 2560 + 40 + 96) / sums["weights"]
     )
+
+
+def test_layers_are_left_out_by_name(layers):
+    assert [row.name for row in without(layers, ["c*", "fc"])] == ["plain"]
+    assert without(layers, []) == layers
+    with pytest.raises(UsageError, match="no layer is called 'head'; there are conv, plain, fc"):
+        without(layers, ["head"])
 
 
 def test_rows_that_share_a_tile_by_phase_are_counted_once():

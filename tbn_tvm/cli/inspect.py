@@ -20,6 +20,14 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("model", metavar="MODEL")
     add_report_flag(parser)
     parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out layers of this name, * standing for anything; may be repeated (published "
+        "sizes of binary networks often leave out the first layer, shortcuts and the classifier)",
+    )
+    parser.add_argument(
         "--plot",
         metavar="FILE",
         help="draw size and arithmetic a layer, float against binary against tiled (.png, .pdf or "
@@ -31,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Describe and print."""
-    from tbn_tvm.inspect import LayerInfo, totals
+    from tbn_tvm.inspect import LayerInfo, totals, without
     from tbn_tvm.plotting import check_plot
     from tbn_tvm.runtime import Artifact, is_artifact
 
@@ -51,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         imported = import_model(args.model)
         name, layers = imported.name, imported.layers
         report = report_of(imported) if args.report else None
+    layers = without(layers, args.without)
     sums = totals(layers)
     plotted = None
     if args.plot:
@@ -134,9 +143,13 @@ def _total_rows(sums: dict, plotted: str | None) -> list[tuple]:
         return f"{most:,} ({most / max(least, 1):.1f} times as much)"
 
     return [
+        ("weights", f"{sums['weights']:,} ({sums['tiled_weights']:,} in tiles used repeatedly)"),
         ("Mbit", sums["mbit"]),
+        ("bits a weight", sums["bits_per_weight"]),
+        ("bytes", sums["nbytes"]),
         ("bytes as float32", against(sums["nbytes"], sums["float_bytes"])),
         ("bytes at 1 bit a weight", against(sums["nbytes"], sums["binary_bytes"])),
+        ("multiply-adds", sums["macs"]),
         ("multiply-adds before reuse", against(sums["macs"], sums["macs_dense"])),
         *([("plot", plotted)] if plotted else []),
     ]

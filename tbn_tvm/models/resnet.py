@@ -20,6 +20,11 @@ depth  stem     classes   parameters  of them in convolutions     of them in lay
 
 Smaller layers (the first, those of the first stage, some of the shortcuts, CIFAR's classifier) are
 binary, and batch norms float.
+
+Bits a weight at ``p = 4``, an alpha counted as 32: ResNet-50 for CIFAR-10 has 0.259 in all layers,
+6.07 Mbit. ResNet-18 has 0.263, 2.94 Mbit; of its 3 x 3 convolutions but the first, the 10,985,472
+weights that the literature on binary networks counts, 0.260, 2.86 Mbit (``tbn-tvm inspect
+models:resnet-18 --without conv --without '*.shortcut.*' --without classifier``).
 """
 
 from __future__ import annotations

@@ -17,7 +17,12 @@ positions, class token          67,584      float
 biases, layer norms             61,416      float
 ==============================  ==========  ==================================
 
-that is, 54,501,376 weights in 26 tiled layers.
+that is, 54,501,376 weights in 26 tiled layers: 0.250 bits a weight at ``p = 4``, 13.63 Mbit.
+
+``vit-cifar`` is the size for CIFAR-10: patches of 4 x 4, dimension 512, 8 heads, MLP 512, 10
+classes. Of its 9,524,842 parameters 9,466,880 are in linear layers and 9,437,184 in layers tiled
+at ``min_size = 64000``, all but the patch embedding and the classifier: 0.253 bits a weight, 2.39
+Mbit.
 """
 
 from __future__ import annotations

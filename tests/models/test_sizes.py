@@ -6,6 +6,8 @@ from torch import nn
 
 import tbn_tvm
 from tbn_tvm.errors import UsageError
+from tbn_tvm.importing import import_model
+from tbn_tvm.inspect import totals
 from tbn_tvm.models.convmixer import ConvMixer
 from tbn_tvm.models.mixer import Mixer
 from tbn_tvm.models.registry import find_model
@@ -61,6 +63,14 @@ def test_sizes_are_those_of_the_docstrings(name):
     tiled = [count for count in weights if count >= find_model(name).min_size]
     total = sum(p.numel() for p in module.parameters())
     assert (total, sum(weights), sum(tiled)) == TOLD[name]
+
+
+@pytest.mark.parametrize(("name", "bits"), [("resnet-50", 0.259), ("vit-cifar", 0.252)])
+def test_bits_a_weight_are_the_papers(name, bits):
+    sums = totals(import_model(find_model(name).program(p=4)).layers)
+    assert sums["bits_per_weight"] == pytest.approx(bits, rel=0.01)
+    assert sums["weights"] == TOLD[name][1]
+    assert sums["mbit"] == pytest.approx(bits * TOLD[name][1] / 1e6, rel=0.01)
 
 
 def test_the_cnn_for_mnist_has_less_than_12_kilobytes_of_weights():

@@ -62,11 +62,9 @@ def test_an_image_that_patches_do_not_tile_is_refused():
         VisionTransformer(**{**SMALL, "patch_size": 7})
 
 
-@pytest.mark.parametrize("target", ["llvm", "host"])
-@pytest.mark.parametrize("batch", [None, 3])
-def test_a_compiled_model_computes_what_pytorch_does(target, batch):
+def test_a_compiled_model_for_this_cpu_and_one_batch_computes_what_pytorch_does():
     model, x = small()
-    artifact = tbn_tvm.compile(exported(model, x), target, batch=batch)
+    artifact = tbn_tvm.compile(exported(model, x), "host", batch=3)
     assert relative_error(artifact.run(x.numpy()), model(x)) < 1e-4
 
 
