@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 from tbn_tvm.errors import UsageError
 
+_FIXED = ("name", "about", "tuning")
 _CHOICES = {
     "task": ("classification", "segmentation", "forecasting"),
     "optimiser": ("sgd", "adam", "adamw", "adadelta"),
@@ -129,6 +130,9 @@ class Recipe:
         :mod:`tbn_tvm.training.polish`. Float twins are not polished.
     polish_sweeps : int
         At most; 0 for none.
+    tuning : mapping
+        Fields that are different where a trained float model is fine-tuned; see
+        :meth:`fine_tuning`.
     """
 
     name: str
@@ -173,6 +177,7 @@ class Recipe:
     temperature: float = 4.0
     polish: str = ""
     polish_sweeps: int = 0
+    tuning: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -204,7 +209,8 @@ class Recipe:
         """This recipe's way of fine-tuning a trained float model.
 
         A quarter of the epochs at a third of the rate, without warm-up, from the tiled model
-        nearest to the float one; half of the loss is the distance to its outputs.
+        nearest to the float one; half of the loss is the distance to its outputs. What ``tuning``
+        holds goes before that.
 
         Parameters
         ----------
@@ -220,7 +226,7 @@ class Recipe:
             epochs=max(1, self.epochs // 4),
             learning_rate=self.learning_rate / 3,
             warmup_epochs=0.0,
-        )
+        ).with_settings(self.tuning)
 
     def with_settings(self, settings: Mapping[str, object]) -> Recipe:
         """This recipe with some fields changed.
@@ -245,8 +251,8 @@ class Recipe:
             if dot and group in ("sizes", "data_options"):
                 held = changes.get(group, getattr(self, group))
                 changes[group] = {**held, argument: _parse_any(value)}
-            elif key not in types_by_name or key in ("name", "about", "sizes", "data_options"):
-                known = [f.name for f in fields(self) if f.name not in ("name", "about")]
+            elif key not in types_by_name or key in (*_FIXED, "sizes", "data_options"):
+                known = [f.name for f in fields(self) if f.name not in _FIXED]
                 raise UsageError(f"unknown setting {key!r}: expected one of {', '.join(known)}")
             else:
                 changes[key] = _parse(key, value, types_by_name[key])

@@ -1,6 +1,7 @@
 """From a float twin to a tiled model, through the command line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,13 @@ def test_fine_tuning_is_shorter_gentler_and_can_be_set():
     assert (tuned.epochs, tuned.learning_rate) == (50, pytest.approx(1e-3))
     assert tuned.with_settings({"distill": "0", "epochs": 7}).epochs == 7
     assert find_recipe("mnist-cnn").fine_tuning("x.pt2").warmup_epochs == 0
+
+
+def test_a_recipe_says_what_is_different_in_its_fine_tuning():
+    base = replace(find_recipe("mnist-mlp"), tuning={"epochs": 3, "optimiser": "sgd"})
+    tuned = base.fine_tuning("float.pt2")
+    assert (tuned.epochs, tuned.optimiser, tuned.distill) == (3, "sgd", 0.5)
+    assert (base.epochs, base.optimiser) == (200, "adam")
 
 
 def test_the_start_is_nearer_with_samples(twin):
