@@ -25,7 +25,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="train a model by a recipe and export it",
         description="Train a model by a recipe and export it. An interrupted run goes on where it "
         "stopped when the same command is given again. Under torchrun (torchrun "
-        "--nproc-per-node N -m tbn_tvm.cli.main train ...) batches are split among processes.",
+        "--nproc-per-node N -m -- tbn_tvm.cli.main train ...) batches are split among processes.",
     )
     parser.add_argument(
         "recipe", nargs="?", choices=list(RECIPES), metavar="RECIPE", help="see --list"

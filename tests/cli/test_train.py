@@ -76,9 +76,9 @@ def test_two_processes_train_as_one_does(data, tmp_path):
     arguments += ["--set", "optimiser=sgd", "--learning-rate", "0.05", "--batch-size", "19"]
     assert main(arguments) == 0
     launched = [word.replace("one.", "two.") for word in arguments]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tbn_tvm.cli.main", *launched, "--json"],
+        [sys.executable, *launcher, "tbn_tvm.cli.main", *launched, "--json"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
