@@ -23,17 +23,22 @@ def train_progress() -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.description}"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("starting", total=None)
+    bar = Bar(*columns, console=Console(stderr=True))
+    task = bar.add_task("first epoch")
 
-        def report(progress: Progress) -> None:
-            if progress.row is None:
-                bar.update(task, completed=progress.done, total=progress.total)
-            else:
-                text = f"{progress.phase}  {_figures(progress.row)}"
-                bar.update(task, completed=progress.done, total=progress.total, description=text)
+    def report(progress: Progress) -> None:
+        # Not before there is progress: what is wrong with a run is told without a bar.
+        bar.start()
+        changes = {"completed": progress.done, "total": progress.total}
+        if progress.row is not None:
+            changes["description"] = f"{progress.phase}  {_figures(progress.row)}"
+        bar.update(task, **changes)
 
+    try:
         yield report
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _figures(row: dict) -> str:

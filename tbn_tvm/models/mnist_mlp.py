@@ -34,10 +34,13 @@ def polish(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict:
         For a model of another form.
     """
     layers = [module for module in model.modules() if isinstance(module, TiledLinear)]
-    if len(layers) != 2 or any(layer.bias is not None for layer in layers):
+    others = [m for m in model.children() if not isinstance(m, (TiledLinear, nn.ReLU))]
+    biased = any(layer.bias is not None for layer in layers)
+    plain = all(isinstance(module, (TiledLinear, nn.ReLU)) for module in model.children())
+    if not plain or len(layers) != 2 or layers[1].p != 1 or biased:
         raise UsageError(
-            "coordinate descent over bits is for two tiled layers without biases or norms; set "
-            "polish_sweeps to 0"
+            "coordinate descent over bits is for two layers, one tiled and one binary, without "
+            "biases or norms; set polish_sweeps to 0"
         )
     if layers[0].tiled_tensor().alignment is not Alignment.WHOLE_ROWS:
         return {"flips": 0}

@@ -25,8 +25,6 @@ from tbn_tvm.training.optim import make_optimiser, rate_at, set_rate
 from tbn_tvm.training.preprocess import Preprocess
 from tbn_tvm.training.recipe import Recipe
 
-_EVALUATION_BATCH = 500
-
 
 @dataclass
 class Position:
@@ -198,7 +196,7 @@ class Trainer:
         group.copy_buffers(model)
         model.eval()
         metric = make_metric(self._recipe.task, self._data, group.device)
-        order = group.share(torch.arange(len(split))).split(_EVALUATION_BATCH)
+        order = group.share(torch.arange(len(split))).split(self._recipe.batch_size)
         for inputs, targets in split.batches(order, None):
             inputs = tuple(x.to(group.device) for x in inputs)
             with self._mixed_precision():
