@@ -34,7 +34,6 @@ def polish(model: nn.Module, inputs: Tensor, targets: Tensor) -> dict:
         For a model of another form.
     """
     layers = [module for module in model.modules() if isinstance(module, TiledLinear)]
-    others = [m for m in model.children() if not isinstance(m, (TiledLinear, nn.ReLU))]
     biased = any(layer.bias is not None for layer in layers)
     plain = all(isinstance(module, (TiledLinear, nn.ReLU)) for module in model.children())
     if not plain or len(layers) != 2 or layers[1].p != 1 or biased:
