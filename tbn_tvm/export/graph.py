@@ -14,7 +14,7 @@ from tbn_tvm import __version__
 from tbn_tvm.errors import TbnError, ToolError, UsageError
 from tbn_tvm.export._walk import drop_unused_weights, graphs_of, tiled_nodes
 from tbn_tvm.export.functions import CONV, DOMAIN, FIRST_OPSET, LINEAR, VERSION, tiled_function
-from tbn_tvm.export.opset17 import lower_to_opset_17
+from tbn_tvm.export.older_opsets import lower_to_opset
 from tbn_tvm.loading import first_line, quiet
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def build_model(program: ExportedProgram, opset: int) -> ModelProto:
     drop_unused_weights(model.graph)
     _name_outputs(model.graph)
     _name_batch(model.graph)
-    if opset < _PYTORCH_FIRST_OPSET:
-        lower_to_opset_17(model)
+    lower_to_opset(model, opset)
     _describe(model, opset)
     return model
 

@@ -143,8 +143,11 @@ def to_onnx(
     tell = progress or (lambda _text: None)
     from tbn_tvm.export import forms
     from tbn_tvm.export.graph import build_model
+    from tbn_tvm.frontend.onnx import OnnxModel
 
     program = load_model(model) if isinstance(model, (str, os.PathLike)) else model
+    if isinstance(program, OnnxModel):
+        raise UsageError(f"{os.fspath(model)}: is ONNX already; expected a PyTorch program")
     tell("translating")
     proto = build_model(program, opset)
     layers = {name: layer.weight for name, layer in forms.layers_of(proto)}

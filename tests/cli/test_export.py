@@ -12,6 +12,10 @@ from tbn_tvm.testing.every_layer import with_dynamic_batch
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+SMALLEST = onnx.parser.parse_model(
+    '<ir_version: 8, opset_import: ["": 18]> main (float[2] x) => (float[2] y) { y = Relu (x) }'
+)
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
@@ -54,6 +58,7 @@ def test_the_table_says_what_was_not_compared(saved, tmp_path, capsys):
         (["{saved}", "-o", "model.bin"], 2, "a name that ends in .onnx"),
         (["{saved}", "--opset", "16"], 2, "opset 16: expected 17 or newer"),
         (["{saved}", "-o", "folder.onnx"], 2, "is a folder"),
+        (["folder.onnx/model.onnx"], 2, "is ONNX already"),
     ],
 )
 def test_a_bad_request_is_refused_and_leaves_nothing(
@@ -61,6 +66,7 @@ def test_a_bad_request_is_refused_and_leaves_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.onnx").mkdir()
+    onnx.save(SMALLEST, tmp_path / "folder.onnx" / "model.onnx")
     arguments = [text.format(saved=saved) for text in arguments]
     assert main(["export", *arguments]) == status
     printed = capsys.readouterr()
