@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
+from tbn_tvm import op
 from tbn_tvm.errors import TbnError, UsageError
 from tbn_tvm.export import functions, to_onnx
 from tbn_tvm.export.forms import layers_of
+from tbn_tvm.importing import import_model
+from tbn_tvm.inspect import tiled_tensor
 from tbn_tvm.models.registry import MODELS
 from tbn_tvm.nn import TiledLinear, freeze
 from tbn_tvm.testing.every_layer import every_layer, tiled_layers, with_dynamic_batch
+from tbn_tvm.tiling import TiledTensor
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -39,6 +44,13 @@ def assert_same_outputs(path, model, inputs, tolerance):
         np.testing.assert_allclose(y, wanted, rtol=0, atol=tolerance * scale)
 
 
+def imported_tensors(path) -> list[TiledTensor]:
+    """The weights of a file's tiled products, after our own importer has read it."""
+    main = import_model(path).mod["main"]
+    values = [binding.value for block in main.body.blocks for binding in block.bindings]
+    return [tiled_tensor(value) for value in values if op.is_product(value)]
+
+
 def small_program(**layer) -> torch.export.ExportedProgram:
     torch.manual_seed(0)
     model = torch.nn.Sequential(TiledLinear(12, 8, **layer), torch.nn.ReLU())
@@ -58,6 +70,7 @@ def test_an_architecture_computes_the_same_from_the_same_tiled_tensors(name, tmp
     file = onnx.load(written.path)
     tiled = tiled_layers(model)
     assert {name: layer.weight for name, layer in layers_of(file)} == tiled
+    assert Counter(imported_tensors(written.path)) == Counter(tiled.values())
     # Nothing but bits, alphas and what is float in the model as well, and a few sizes and axes.
     floats = sum(
         value.nbytes for value in program.state_dict.values() if value.dtype == torch.float32
@@ -87,6 +100,7 @@ def test_every_kind_of_layer_computes_the_same(dtype, opset, tmp_path):
     tiled = tiled_layers(model)
     assert {name: read[name] for name in tiled} == tiled
     assert set(read) - set(tiled) == {"linear.ragged#2", "linear.whole_rows#2"}, "called twice"
+    assert set(imported_tensors(written.path)) == set(tiled.values())
     assert [value.name for value in file.graph.input] == ["features", "image", "signal"]
     assert file.graph.output[0].name == "output_0"
     assert {v.type.tensor_type.shape.dim[0].dim_param for v in file.graph.input} == {"batch"}
