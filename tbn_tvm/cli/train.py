@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 
 from tbn_tvm.cli.output import add_json_flag, print_json, print_table
@@ -163,8 +164,13 @@ def _writable(name: str, flag: str, suffix: str | None = None) -> Path:
     path = Path(name)
     if suffix is not None and path.suffix != suffix:
         raise UsageError(f"{flag} {path}: expected a name that ends in {suffix}")
-    if not path.resolve().parent.is_dir():
+    folder = path.resolve().parent
+    if not folder.is_dir():
         raise UsageError(f"{flag} {path}: its folder does not exist")
+    if path.is_dir():
+        raise UsageError(f"{flag} {path}: is a folder, expected a file to write")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{flag} {path}: its folder cannot be written to")
     return path
 
 

@@ -148,8 +148,10 @@ class _Run:
             for name in ("train", "validation", "test")
             if (split := getattr(data, name)) is not None
         }
+        # What a recipe says of itself, and of other runs, makes no difference to this one.
+        settings = {k: v for k, v in recipe.to_dict().items() if k not in ("about", "tuning")}
         self._identity = {
-            **recipe.to_dict(),
+            **settings,
             "float": options.twin,
             "precision": precision,
             "samples": sizes,

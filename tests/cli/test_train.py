@@ -15,7 +15,7 @@ from tbn_tvm.cli.main import main
 from tbn_tvm.models.recipes import RECIPES
 
 SMALL = ["--epochs", "2", "--batch-size", "20", "--polish-sweeps", "0"]
-SMALL += ["--set", "sizes.widths=[784, 16, 10]", "--set", "min_size=1000"]
+SMALL += ["--set", "sizes.widths=[784, 32, 10]", "--set", "min_size=1000"]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,10 @@ def test_recipes_are_listed_without_pytorch():
         (["train", "mnist-mlp", "--data", "x"], "-o is missing"),
         (["train", "mnist-mlp", "--data", "x", "-o", "m.pt2", "--plot", "p.jpg"], "--plot p.jpg: "),
         (["train", "mnist-mlp", "--data", "x", "-o", "m.pt2", "--log", "no/l"], "--log no/l: its"),
+        (
+            ["train", "mnist-mlp", "--data", "x", "-o", "m.pt2", "--log", "."],
+            "--log .: is a folder",
+        ),
         (["train", "mnist-mlp", "--data", "x", "-o", "m.pt2", "--device", "cuda"], "finds no GPU"),
     ],
 )

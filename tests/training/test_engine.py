@@ -14,9 +14,9 @@ from tbn_tvm.training.data.mnist import load_digits
 from tbn_tvm.training.engine import Options, run
 
 TINY = find_recipe("mnist-mlp").with_settings(
-    {"sizes.widths": (784, 16, 10), "min_size": 1000, "epochs": 3, "batch_size": 50}
+    {"sizes.widths": (784, 32, 10), "min_size": 1000, "epochs": 3, "batch_size": 50}
 )
-POLISHED = replace(TINY, polish_sweeps=2, batch_size=10, learning_rate=0.01)
+POLISHED = replace(TINY, polish_sweeps=2, batch_size=20, learning_rate=0.01)
 PLAIN = replace(TINY, polish_sweeps=0)
 AVERAGED = replace(
     PLAIN, ema=0.9, validation=0.2, select="best", sizes={**TINY.sizes, "norm": True}
@@ -57,7 +57,7 @@ def test_a_run_ends_with_a_model_that_compiles_and_a_log_that_tells_its_accuracy
     assert json.loads(log.read_text()) == result.log
     steps = result.log["steps"]
     assert [row["phase"] for row in steps][:4] == ["epoch"] * 3 + ["sweep"]
-    assert result.log["recipe"]["sizes"]["widths"] == [784, 16, 10]
+    assert result.log["recipe"]["sizes"]["widths"] == [784, 32, 10]
     assert result.log["samples"] == {"train": 120, "test": 40}
     test = load_digits(digits)
     scores = tbn_tvm.compile(model).run(test.test_images.numpy())
@@ -70,6 +70,7 @@ def test_a_run_ends_with_a_model_that_compiles_and_a_log_that_tells_its_accuracy
 def test_a_run_cut_after_every_epoch_and_sweep_ends_the_same(digits, tmp_path, recipe, twin):
     options = Options(twin=twin)
     whole = run(recipe, digits, tmp_path / "whole.pt2", options)
+    assert whole.log["steps"][2]["loss"] < whole.log["steps"][0]["loss"]
 
     def interrupt(progress) -> None:
         if progress.row is not None:
@@ -105,8 +106,8 @@ def test_the_float_twin_has_the_same_names_and_float_weights(digits, tmp_path):
         name: (str(x.dtype), tuple(x.shape)) for name, x in weights(tmp_path / "twin.pt2").items()
     }
     assert found == {
-        "0.weight": ("torch.float32", (16, 784)),
-        "2.weight": ("torch.float32", (10, 16)),
+        "0.weight": ("torch.float32", (32, 784)),
+        "2.weight": ("torch.float32", (10, 32)),
     }
 
 
@@ -195,7 +196,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_line(digits, 
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"p": 3}, r"p = 3 does not divide the 12,544 weights of 0; the largest divisor below"),
+        ({"p": 3}, r"p = 3 does not divide the 25,088 weights of 0; the largest divisor below"),
         ({"select": "best"}, "select best: needs a validation split"),
         ({"augment": "turn"}, "unknown augmentation 'turn': expected one of crop"),
         ({"augment": "crop:x"}, "augmentation 'crop:x': expected crop:PADDING, with numbers"),
