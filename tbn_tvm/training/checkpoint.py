@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -42,6 +43,7 @@ def load_checkpoint(path: Path, identity: dict) -> dict:
         Where it is of another run.
     """
     try:
+        _check_sums(path)
         held = torch.load(path, weights_only=True, map_location="cpu")
         kept, state = held["identity"], held["state"]
         different = [k for k in {**kept, **identity} if kept.get(k) != identity.get(k)]
@@ -56,3 +58,11 @@ def load_checkpoint(path: Path, identity: dict) -> dict:
             "ones to resume it, or remove it to start again"
         )
     return state
+
+
+def _check_sums(path: Path) -> None:
+    """PyTorch writes a checksum for each tensor, in zip's way, but does not look at them."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(damaged)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tbn_tvm.errors import TbnError
+from tbn_tvm.training.data import load
 from tbn_tvm.training.data.mnist import load_digits, read_idx
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
@@ -38,6 +39,16 @@ def test_pixels_are_scaled_to_one_and_flattened(folder):
     np.testing.assert_array_equal(digits.test_images.numpy() * 255, raw.reshape(10, 784))
     assert digits.test_labels.tolist() == list(range(10))
     assert digits.train_labels.dtype == torch.int64
+
+
+def test_for_training_pixels_stay_bytes(folder):
+    data = load("mnist", folder)
+    raw = read_idx(folder / f"train-{IMAGES}")
+    (images,), labels = data.train.inputs, data.train.targets
+    assert (images.dtype, images.shape, data.classes) == (torch.uint8, (20, 1, 28, 28), 10)
+    np.testing.assert_array_equal(images[:, 0].numpy(), raw)
+    assert labels.tolist() == [n % 10 for n in range(20)]
+    assert (len(data.test), data.validation) == (10, None)
 
 
 def test_compressed_files_read_the_same(folder):
