@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,18 +13,22 @@ if TYPE_CHECKING:
 
 @contextmanager
 def train_progress() -> Iterator[Callable[[Progress], None]]:
-    """A bar with the time that is left and the last epoch's figures; drawn once there is one."""
+    """A bar with the time that is left and the last epoch's figures; a line an epoch in a file."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _print_row
+        return
     columns = (
         TaskProgressColumn(),
         BarColumn(),
         TextColumn("{task.description}"),
         TimeRemainingColumn(),
     )
-    bar = Bar(*columns, console=Console(stderr=True))
+    bar = Bar(*columns, console=console)
     task = bar.add_task("first epoch")
 
     def report(progress: Progress) -> None:
@@ -39,6 +44,13 @@ def train_progress() -> Iterator[Callable[[Progress], None]]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+def _print_row(progress: Progress) -> None:
+    if progress.row is not None:
+        share = progress.done / progress.total
+        text = f"{share:6.1%}  {progress.phase}  {_figures(progress.row)}"
+        print(text, file=sys.stderr, flush=True)
 
 
 def _figures(row: dict) -> str:

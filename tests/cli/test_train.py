@@ -43,7 +43,11 @@ def test_a_run_reports_itself_as_json_writes_its_log_and_draws_it(data, tmp_path
     log, plot = tmp_path / "log.json", tmp_path / "run.png"
     options = "--json", "--log", str(log), "--plot", str(plot), "--seed", "3", "--p", "2"
     assert main(command(data, tmp_path / "model.pt2", *options)) == 0
-    report = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    told = captured.err.splitlines()
+    assert [line[:19] for line in told] == [" 50.0%  epoch  loss", "100.0%  epoch  loss"]
+    assert all("test accuracy" in line for line in told)
+    report = json.loads(captured.out)
     assert report["finished"]
     assert (report["recipe"]["seed"], report["recipe"]["p"], report["float"]) == (3, 2, False)
     assert report["versions"]["torch"] == torch.__version__
