@@ -78,6 +78,8 @@ class TransformNet(nn.Module):
         Units of its shared MLP, the last of them those that the maximum is taken of.
     hidden : sequence of int
         Units of the layers behind the maximum.
+    penalised : bool
+        Whether training shall hold the transform near a rotation.
     """
 
     def __init__(
@@ -86,15 +88,26 @@ class TransformNet(nn.Module):
         size: int,
         widths: Sequence[int] = (64, 128, 1024),
         hidden: Sequence[int] = (512, 256),
+        penalised: bool = False,
     ) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.penalised = size, penalised
         self.points = shared_mlp((features, *widths))
         self.cloud = dense_mlp((widths[-1], *hidden), size * size)
 
     def forward(self, x: Tensor) -> Tensor:
         matrix = self.cloud(self.points(x).amax(2)).unflatten(1, (self.size, self.size))
         return matrix + torch.eye(self.size, dtype=x.dtype, device=x.device)
+
+    def penalty(self, transform: Tensor) -> Tensor:
+        """How far transforms ``A``, ``(B, size, size)``, are from rotations: the mean over the
+        batch of ``||I - A A^T||^2`` (section 4.2 of the paper, which weighs it by 0.001)."""
+        if not self.penalised:
+            return transform.new_zeros(())
+        transform = transform.float()
+        excess = transform @ transform.transpose(1, 2)
+        excess = excess - torch.eye(self.size, device=excess.device)
+        return excess.square().sum((1, 2)).mean()
 
 
 class Encoder(nn.Module):
@@ -122,26 +135,25 @@ class Encoder(nn.Module):
         self.align = TransformNet(features, 3, transform_widths, transform_hidden)
         self.before = shared_mlp((features, *before))
         self.align_features = TransformNet(
-            before[-1], before[-1], transform_widths, transform_hidden
+            before[-1], before[-1], transform_widths, transform_hidden, penalised=True
         )
         self.after = shared_mlp((before[-1], *after))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """``(B, features, points)`` to what describes the cloud, ``(B, widths[1][-1])``; every
-        layer's features of points, the transformed ones among them; and the feature transform."""
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """``(B, features, points)`` to what describes the cloud, ``(B, widths[1][-1])``, and every
+        layer's features of points, the transformed ones among them."""
         coordinates = self.align(x).transpose(1, 2) @ x[:, :3]
         x = torch.cat([coordinates, x[:, 3:]], dim=1) if x.shape[1] > 3 else coordinates
         stages = []
         for layer in self.before:
             x = layer(x)
             stages.append(x)
-        transform = self.align_features(x)
-        x = transform.transpose(1, 2) @ x
+        x = self.align_features(x).transpose(1, 2) @ x
         stages.append(x)
         for layer in self.after:
             x = layer(x)
             stages.append(x)
-        return x.amax(2), stages, transform
+        return x.amax(2), stages
 
 
 class PointNetClassifier(nn.Module):
@@ -176,13 +188,7 @@ class PointNetClassifier(nn.Module):
         self.head = dense_mlp((widths[1][-1], *hidden), classes, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.with_transform(x)[0]
-
-    def with_transform(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits, and the feature transform ``(B, k, k)`` that training holds near a
-        rotation."""
-        cloud, _, transform = self.encoder(x)
-        return self.head(cloud), transform
+        return self.head(self.encoder(x)[0])
 
 
 class PointNetSegmenter(nn.Module):
@@ -225,16 +231,11 @@ class PointNetSegmenter(nn.Module):
         self.head = nn.Conv1d(hidden[-1], classes, 1)
 
     def forward(self, x: Tensor, category: Tensor | None = None) -> Tensor:
-        return self.with_transform(x, category)[0]
-
-    def with_transform(self, x: Tensor, category: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The logits, and the feature transform ``(B, k, k)`` that training holds near a
-        rotation."""
-        cloud, stages, transform = self.encoder(x)
+        cloud, stages = self.encoder(x)
         local = stages if self.categories else [stages[self.transformed]]
         whole = torch.cat([cloud, category], dim=1) if self.categories else cloud
         whole = whole.unsqueeze(2).expand(-1, -1, x.shape[2])
-        return self.head(self.points(torch.cat([*local, whole], dim=1))), transform
+        return self.head(self.points(torch.cat([*local, whole], dim=1)))
 
 
 def classifier(

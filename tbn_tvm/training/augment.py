@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tbn_tvm.errors import UsageError
+from tbn_tvm.training import augment_points
 
 Step = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -96,7 +97,13 @@ def as_unit(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
-STEPS = {"crop": crop, "flip": flip, "cutout": cutout, "affine": affine}
+STEPS = {
+    "crop": crop,
+    "flip": flip,
+    "cutout": cutout,
+    "affine": affine,
+    **augment_points.STEPS,
+}
 """Augmentations by the name that recipes give them."""
 
 

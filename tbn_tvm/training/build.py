@@ -65,7 +65,7 @@ def build_model(recipe: Recipe, twin: bool, samples: tuple[Tensor, ...] | None =
                 f"p = {recipe.p} does not divide the {weights:,} weights of {layer.name}; the "
                 f"largest divisor below it is {layer.p}"
             )
-    if not recipe.init:
+    if recipe.start == "kaiming" and not recipe.init:
         for module in model.modules():
             if isinstance(module, TiledLayer):
                 module.reset_parameters()

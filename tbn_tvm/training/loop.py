@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tbn_tvm.errors import TbnError
 from tbn_tvm.training.data import DataSet, Split
 from tbn_tvm.training.distributed import Processes
-from tbn_tvm.training.losses import distillation_loss, task_loss
+from tbn_tvm.training.losses import collected_penalties, distillation_loss, task_loss
 from tbn_tvm.training.metrics import make_metric
 from tbn_tvm.training.mixing import mix
 from tbn_tvm.training.optim import make_optimiser, rate_at, set_rate
@@ -169,13 +169,15 @@ class Trainer:
         inputs = self._preprocess.shape(inputs)
         set_rate(self.optimiser, rate_at(recipe, at.epoch + number / self.steps))
         with self._mixed_precision():
-            outputs = self._parallel(*inputs)
+            with collected_penalties(self.model, recipe.penalty) as penalties:
+                outputs = self._parallel(*inputs)
             loss = task_loss(outputs, targets, recipe)
             if self._teacher is not None and recipe.distill:
                 with torch.no_grad():
                     taught = self._teacher(*inputs)
                 distance = distillation_loss(outputs, taught, recipe)
                 loss = torch.lerp(loss, distance, recipe.distill)
+            loss = loss + sum(penalties)
         # Processes average their gradients; parts of a batch may differ in size.
         share = len(targets) * group.count / count
         self.optimiser.zero_grad(set_to_none=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tbn_tvm.training.recipe import Recipe
 
@@ -24,6 +27,31 @@ def task_loss(outputs: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
     if recipe.task == "forecasting":
         return F.mse_loss(outputs.float(), targets)
     return F.cross_entropy(outputs.float(), targets, label_smoothing=recipe.label_smoothing)
+
+
+@contextlib.contextmanager
+def collected_penalties(model: nn.Module, weight: float) -> Iterator[list[Tensor]]:
+    """A list that takes what a model's layers add to the loss while it runs inside.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A layer takes part by a method ``penalty`` that makes a scalar of the layer's output.
+    weight : float
+        Of each penalty; with 0 none is computed.
+    """
+    found: list[Tensor] = []
+
+    def collect(layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        found.append(weight * layer.penalty(output))
+
+    taking_part = [layer for layer in model.modules() if weight and hasattr(layer, "penalty")]
+    handles = [layer.register_forward_hook(collect) for layer in taking_part]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def distillation_loss(outputs: Tensor, taught: Tensor, recipe: Recipe) -> Tensor:

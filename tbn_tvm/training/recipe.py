@@ -24,6 +24,7 @@ _CHOICES = {
     "alpha": ("tile", "layer"),
     "alpha_from": ("separate", "scores"),
     "gradient": ("identity", "exact"),
+    "start": ("kaiming", "model"),
     "select": ("last", "best"),
 }
 # Attribute: smallest value, whether it is allowed itself, and the bound above (inclusive).
@@ -39,6 +40,7 @@ _RANGES = {
     "weight_decay": (0, True, math.inf),
     "clip_norm": (0, True, math.inf),
     "label_smoothing": (0, True, 1),
+    "penalty": (0, True, math.inf),
     "mixup": (0, True, math.inf),
     "cutmix": (0, True, math.inf),
     "ema": (0, True, 1),
@@ -90,6 +92,9 @@ class Recipe:
         Bound on the gradient's norm; 0 for none.
     label_smoothing : float
         Share of the target that is spread over all classes.
+    penalty : float
+        Weight of what layers add to the loss by a method ``penalty``, as PointNet's feature
+        transform does; see :func:`tbn_tvm.training.losses.collected_penalties`.
     augment : tuple of str
         Steps by name, in order, with arguments after colons: ``("crop:4", "flip")``; see
         :mod:`tbn_tvm.training.augment`.
@@ -113,6 +118,9 @@ class Recipe:
         Compression factor; layers with fewer weights are binary (lambda of the paper).
     alpha, alpha_from, gradient : str
         Of :class:`tbn_tvm.nn.layers.TiledLayer`.
+    start : {"kaiming", "model"}
+        Random start of tiled layers: Kaiming normal, as the authors of the paper do, or the float
+        weights that the architecture starts from, so that model and twin start from the same.
     skip : tuple of str
         ``fnmatch`` patterns of layers that stay float.
     init : str
@@ -155,6 +163,7 @@ class Recipe:
     weight_decay: float = 0.0
     clip_norm: float = 0.0
     label_smoothing: float = 0.0
+    penalty: float = 0.0
     augment: tuple[str, ...] = ()
     normalise: str = "unit"
     mixup: float = 0.0
@@ -169,6 +178,7 @@ class Recipe:
     alpha: str = "tile"
     alpha_from: str = "separate"
     gradient: str = "identity"
+    start: str = "kaiming"
     skip: tuple[str, ...] = ()
     init: str = ""
     calibration: int = 0
@@ -198,6 +208,8 @@ class Recipe:
             )
         if self.distill and not self.teacher:
             raise UsageError(f"distill {self.distill}: needs a teacher, a .pt2 to learn from")
+        if self.task != "classification" and any(s.split(":")[0] == "drop" for s in self.augment):
+            raise UsageError(f"augmentation drop: points' targets would not follow, in {self.task}")
         if (self.mixup or self.cutmix) and self.task != "classification":
             raise UsageError(f"mixup and cutmix mix classes: not for {self.task}")
 

@@ -30,8 +30,13 @@ Batch = tuple[tuple[Tensor, ...], Tensor]
 
 READERS = {
     "cifar10": "tbn_tvm.training.data.cifar",
+    "csv": "tbn_tvm.training.data.series",
+    "etth1": "tbn_tvm.training.data.ett",
     "imagenet": "tbn_tvm.training.data.imagenet",
     "mnist": "tbn_tvm.training.data.mnist",
+    "modelnet40": "tbn_tvm.training.data.modelnet",
+    "s3dis": "tbn_tvm.training.data.s3dis",
+    "shapenet-part": "tbn_tvm.training.data.shapenet_part",
 }
 """Modules by the data set's name; each has ``load``."""
 
