@@ -195,8 +195,8 @@ class PointNetSegmenter(nn.Module):
     """``(B, features, points) -> (B, classes, points)`` logits, with ordinary float layers.
 
     With ``categories``, a second input ``(B, categories)`` says one-hot what the whole cloud is,
-    and points are judged by the features of all layers, as for parts of ShapeNet's objects;
-    without, by those behind the feature transform, as for scenes.
+    and points are judged by what all layers of the shared MLP give, as for parts of ShapeNet's
+    objects; without, by the transformed features, as for scenes.
 
     Parameters
     ----------
@@ -226,13 +226,14 @@ class PointNetSegmenter(nn.Module):
         before, after = widths
         self.categories, self.transformed = categories, len(before)
         self.encoder = Encoder(features, widths, transform_widths, transform_hidden)
-        local = sum(before) + before[-1] + sum(after) if categories else before[-1]
+        local = sum(before) + sum(after) if categories else before[-1]
         self.points = shared_mlp((local + after[-1] + categories, *hidden))
         self.head = nn.Conv1d(hidden[-1], classes, 1)
 
     def forward(self, x: Tensor, category: Tensor | None = None) -> Tensor:
         cloud, stages = self.encoder(x)
-        local = stages if self.categories else [stages[self.transformed]]
+        transformed = stages.pop(self.transformed)
+        local = stages if self.categories else [transformed]
         whole = torch.cat([cloud, category], dim=1) if self.categories else cloud
         whole = whole.unsqueeze(2).expand(-1, -1, x.shape[2])
         return self.head(self.points(torch.cat([*local, whole], dim=1)))

@@ -31,6 +31,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tbn_tvm.errors import UsageError
 from tbn_tvm.models.instance_norm import ReversibleInstanceNorm
 from tbn_tvm.models.twin import tiled
 from tbn_tvm.models.vit import Attention, FeedForward
@@ -69,9 +70,9 @@ class SeriesTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if tokens not in ("variables", "steps"):
-            raise ValueError(f"tokens={tokens!r}: expected variables or steps")
+            raise UsageError(f"tokens={tokens!r}: expected variables or steps")
         if dim % heads:
-            raise ValueError(f"{heads} heads do not divide a width of {dim}")
+            raise UsageError(f"{heads} heads do not divide a width of {dim}")
         self.inverted = tokens == "variables"
         self.horizon = horizon
         self.instance_norm = ReversibleInstanceNorm(variables) if reversible else None

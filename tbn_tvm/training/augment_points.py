@@ -14,7 +14,7 @@ from torch import Tensor
 from tbn_tvm.errors import UsageError
 
 
-def spin(x: Tensor, random: torch.Generator, up: int = 1) -> Tensor:
+def rotate(x: Tensor, random: torch.Generator, up: int = 1) -> Tensor:
     """Turn each cloud about one axis by any angle; normals, where points have six features, too.
 
     Parameters
@@ -25,7 +25,7 @@ def spin(x: Tensor, random: torch.Generator, up: int = 1) -> Tensor:
         The axis: 1 (y) points up in ModelNet and ShapeNet, 2 (z) in S3DIS.
     """
     if up not in (0, 1, 2):
-        raise UsageError(f"augmentation spin:{up}: expected axis 0, 1 or 2")
+        raise UsageError(f"augmentation rotate:{up}: expected axis 0, 1 or 2")
     angle = 2 * math.pi * torch.rand(len(x), generator=random)
     cos, sin = (part.to(x)[:, None] for part in (angle.cos(), angle.sin()))
     turned = x.clone()
@@ -65,5 +65,5 @@ def drop(x: Tensor, random: torch.Generator, most: float = 0.875) -> Tensor:
     return torch.where(lost.to(x.device)[:, None], x[:, :, :1], x)
 
 
-STEPS = {"spin": spin, "jitter": jitter, "resize": resize, "drop": drop}
+STEPS = {"rotate": rotate, "jitter": jitter, "resize": resize, "drop": drop}
 """Augmentations of points by the name that recipes give them."""

@@ -40,6 +40,12 @@ TOLD = {
     "mixer-cifar": (1_819_530, 1_799_168, 1_572_864),
     "convmixer-768-32": (21_110_248, 20_959_488, 19_755_264),
     "convmixer-cifar": (594_186, 581_120, 524_288),
+    "pointnet": (3_471_473, 3_449_472, 3_407_872),
+    "pointnet-part": (8_342_395, 8_303_488, 8_212_480),
+    "pointnet-semantic": (3_529_558, 3_507_200, 3_440_640),
+    "series-transformer": (840_046, 835_584, 786_432),
+    "series-transformer-steps": (17_332_910, 17_303_296, 17_301_504),
+    "tsmixer": (35_260, 29_440, 27_648),
 }
 """Parameters; those in layers that tiling takes; those in layers of lambda weights and more."""
 
@@ -65,7 +71,9 @@ def test_sizes_are_those_of_the_docstrings(name):
     assert (total, sum(weights), sum(tiled)) == TOLD[name]
 
 
-@pytest.mark.parametrize(("name", "bits"), [("resnet-50", 0.259), ("vit-cifar", 0.252)])
+@pytest.mark.parametrize(
+    ("name", "bits"), [("resnet-50", 0.259), ("vit-cifar", 0.252), ("pointnet", 0.259)]
+)
 def test_bits_a_weight_are_the_papers(name, bits):
     sums = totals(import_model(find_model(name).program(p=4)).layers)
     assert sums["bits_per_weight"] == pytest.approx(bits, rel=0.01)
