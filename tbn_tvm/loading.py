@@ -30,7 +30,7 @@ _C_WORDS = """
 _TAKEN = frozenset(_C_WORDS.split())
 
 
-_EXPECTED = "a .pt2 or .onnx file, or package.module:factory"
+_EXPECTED = "a .pt2 or .onnx file, package.module:factory or models:NAME"
 
 
 def load_model(spec: str | os.PathLike) -> ExportedProgram | OnnxModel:

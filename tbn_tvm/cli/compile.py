@@ -17,10 +17,10 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "compile",
         help="compile a model for a CPU, a GPU or a board",
-        description="Compile MODEL, a .pt2 or .onnx file or package.module:factory. A CPU or cuda "
-        "target gives one artifact file and prints the memory it is planned to need, a board gives "
-        "a folder of C. Compiling for cuda takes nvcc and no GPU; running takes neither nvcc nor "
-        "any other compiler.",
+        description="Compile MODEL: a .pt2 or .onnx file, package.module:factory, or models:NAME, "
+        "an architecture that comes along, untrained. A CPU or cuda target gives one artifact file "
+        "and prints the memory it is planned to need, a board gives a folder of C. Compiling for "
+        "cuda takes nvcc and no GPU; running takes neither nvcc nor any other compiler.",
     )
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument(

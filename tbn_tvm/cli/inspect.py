@@ -15,7 +15,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "inspect",
         help="what a model is made of, a row a layer",
         description="Print shape, tile, sizes and arithmetic of each layer of MODEL: a .pt2 or "
-        ".onnx file, package.module:factory, or an artifact.",
+        ".onnx file, package.module:factory, models:NAME or an artifact.",
     )
     parser.add_argument("model", metavar="MODEL")
     add_report_flag(parser)

@@ -191,7 +191,7 @@ MODELS = [
     (
         "none.pt2",
         FAILURE,
-        "none.pt2: no such file; expected a .pt2 or .onnx file, or package.module:factory",
+        "none.pt2: no such file; expected a .pt2 or .onnx file, package.module:factory or models:",
     ),
     ("text.pt2", FAILURE, r"text.pt2: not a program saved by torch\.export\.save"),
     ("empty.pt2", FAILURE, r"empty.pt2: not a program saved by torch\.export\.save"),
