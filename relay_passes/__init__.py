@@ -14,6 +14,7 @@ from tbn_tvm.relay_passes.fuse_same_shapes import FuseSameShapes
 from tbn_tvm.relay_passes.lift_workspaces import LiftWorkspaces
 from tbn_tvm.relay_passes.lower_tiled_products import LowerTiledProducts
 from tbn_tvm.relay_passes.normalise_indices import NormaliseIndices
+from tbn_tvm.relay_passes.retile_weights import RetileWeights
 from tbn_tvm.relay_passes.rewrite_tiled_layers import RewriteTiledLayers
 from tbn_tvm.relay_passes.schedule_defaults import ScheduleDefaults
 from tbn_tvm.relay_passes.schedule_gpu_defaults import ScheduleGpuDefaults
@@ -28,6 +29,7 @@ __all__ = [
     "LiftWorkspaces",
     "LowerTiledProducts",
     "NormaliseIndices",
+    "RetileWeights",
     "RewriteTiledLayers",
     "ScheduleDefaults",
     "ScheduleGpuDefaults",

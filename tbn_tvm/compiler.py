@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import tvm
     from torch.export import ExportedProgram
 
+    from tbn_tvm.memory import MemoryPlan
     from tbn_tvm.micro.project import Project
     from tbn_tvm.micro.quantization import Calibration
     from tbn_tvm.runtime import Artifact
@@ -235,13 +236,38 @@ def resolve_target(target: str | dict):
     return target
 
 
-def _compile_for_tvm(
-    model: Imported, target: dict, options: Options, dump_ir: Path | None, records, tell
-) -> Artifact:
+def plan(model: Imported, target: dict, batch: int | None = None) -> MemoryPlan:
+    """The memory that a model is planned to need on a CPU or GPU, without building it.
+
+    Parameters
+    ----------
+    model : Imported
+        Of :func:`import_model`.
+    target : dict
+        Of :func:`resolve_target`; cuda needs neither nvcc nor a GPU here.
+    batch : int, optional
+        What a symbolic batch is fixed to.
+    """
+    return _planned(model, target, Options(batch), None, None).memory
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A lowered module with its memory laid out, and what goes beside it."""
+
+    model: Imported
+    mod: tvm.IRModule
+    constants: list
+    memory: MemoryPlan
+    kernels: list
+
+
+def _planned(
+    model: Imported, target: dict, options: Options, dump_ir: Path | None, records
+) -> _Planned:
     from tbn_tvm import pipeline
     from tbn_tvm.memory import plan_memory
     from tbn_tvm.relay_passes.lift_constants import lift_constants
-    from tbn_tvm.runtime import Artifact
     from tbn_tvm.schedules.records import Records
     from tbn_tvm.schedules.records.report import used_kernels
 
@@ -259,25 +285,35 @@ def _compile_for_tvm(
         options.batch or options.max_batch or 1,
         keep_all=options.cuda_graph,
     )
+    return _Planned(model, mod, constants, memory, kernels)
+
+
+def _compile_for_tvm(
+    model: Imported, target: dict, options: Options, dump_ir: Path | None, records, tell
+) -> Artifact:
+    from tbn_tvm.runtime import Artifact
+
+    planned = _planned(model, target, options, dump_ir, records)
+    model = planned.model
     tell("building")
     with cuda.taking_source() as sources:
-        library = _build(mod, tvm_target, options)
+        library = _build(planned.mod, _tvm_target(target), options)
     return Artifact(
         name=model.name,
         target=target,
         signature=model.signature,
         library=library,
-        constants=tuple(constants),
+        constants=tuple(planned.constants),
         layers=[layer.to_dict() for layer in model.layers],
         versions=versions(),
-        memory=memory.to_dict(),
+        memory=planned.memory.to_dict(),
         max_batch=options.max_batch,
         device_code={
             reference: cuda.compile_source(source, target["arch"])
             for reference, source in sources.items()
         },
         source="\n".join(sources.values()),
-        kernels=kernels,
+        kernels=planned.kernels,
     )
 
 

@@ -10,7 +10,19 @@ import os
 import sys
 
 from tbn_tvm import __version__
-from tbn_tvm.cli import bench, convert, doctor, export, finetune, inspect, micro, run, train, tune
+from tbn_tvm.cli import (
+    bench,
+    convert,
+    doctor,
+    export,
+    finetune,
+    inspect,
+    micro,
+    run,
+    sweep,
+    train,
+    tune,
+)
 from tbn_tvm.cli import compile as compile_command
 from tbn_tvm.errors import TbnError
 
@@ -23,6 +35,7 @@ _COMMANDS = (
     export,
     tune,
     inspect,
+    sweep,
     micro,
     bench,
     doctor,
