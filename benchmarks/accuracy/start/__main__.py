@@ -58,6 +58,7 @@ SETTINGS = (
     Setting("cnn", 4, 2_000, 10_000),
 )
 BATCH, LEARNING_RATE = 100, 1e-3
+FLOAT_EPOCHS = 12
 
 
 def network(kind: str) -> nn.Module:
@@ -109,7 +110,7 @@ def measure(digits: Digits, setting: Setting, seed: int, epochs: int) -> dict:
     """One float network, and what becomes of it from each start."""
     torch.manual_seed(seed)
     float_model = network(setting.network)
-    float_curve = train(float_model, digits, setting.images, 3, seed)
+    float_curve = train(float_model, digits, setting.images, FLOAT_EPOCHS, seed)
     samples = digits.train_images[:CALIBRATION]
     curves, errors = {}, {}
     for name, options in STARTS.items():
