@@ -12,6 +12,7 @@ from tbn_tvm.models.registry import find_model
 from tbn_tvm.nn import tile_model
 from tbn_tvm.nn.base import TiledLayer
 from tbn_tvm.nn.reference import unwrapped
+from tbn_tvm.training.data import DataSet
 from tbn_tvm.training.recipe import Recipe
 
 
@@ -70,6 +71,48 @@ def build_model(recipe: Recipe, twin: bool, samples: tuple[Tensor, ...] | None =
             if isinstance(module, TiledLayer):
                 module.reset_parameters()
     return model
+
+
+@torch.no_grad()
+def check_fit(
+    model: nn.Module, inputs: tuple[Tensor, ...], targets: Tensor, data: DataSet, recipe: Recipe
+) -> None:
+    """Refuse a model that does not take a data set's inputs, or does not give what it asks for.
+
+    Parameters
+    ----------
+    model : nn.Module
+        On the CPU.
+    inputs, targets : tuple of Tensor, Tensor
+        A batch as the model takes it.
+    data : DataSet
+        Its number of classes.
+    recipe : Recipe
+        Its task.
+
+    Raises
+    ------
+    UsageError
+        With both shapes.
+    """
+    training = model.training
+    shapes = ", ".join(str(tuple(x.shape[1:])) for x in inputs)
+    try:
+        outputs = model.eval()(*inputs)
+    except (RuntimeError, ValueError, TypeError, TbnError) as error:
+        told = str(error).splitlines()[0]
+        raise UsageError(
+            f"model {recipe.model} does not take samples of {recipe.data}, {shapes}: {told}"
+        ) from None
+    model.train(training)
+    wanted = tuple(targets.shape[1:])
+    if recipe.task != "forecasting":
+        wanted = (data.classes, *wanted)
+    if tuple(outputs.shape[1:]) != wanted:
+        raise UsageError(
+            f"model {recipe.model} gives {tuple(outputs.shape[1:])} for a sample of {recipe.data}, "
+            f"expected {wanted} for {recipe.task}; see sizes"
+        )
 
 
 def _load_float(model: nn.Module, path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from tbn_tvm.errors import UsageError
 from tbn_tvm.models.registry import find_model
-from tbn_tvm.training.build import build_model, load_teacher
+from tbn_tvm.training.build import build_model, check_fit, load_teacher
 from tbn_tvm.training.checkpoint import load_checkpoint, save_checkpoint
 from tbn_tvm.training.data import DataSet, load
 from tbn_tvm.training.distributed import Processes, processes
@@ -158,10 +158,11 @@ class _Run:
         }
         if recipe.init and recipe.calibration and not options.twin:
             model = build_model(recipe, False, self._samples(recipe.calibration))
-        model = model.to(group.device)
         self._parameters = sum(parameter.numel() for parameter in model.parameters())
-        inputs, _ = next(data.test.batches([torch.arange(2)], None))
+        inputs, targets = next(data.test.batches([torch.arange(2) % len(data.test)], None))
         self._example = self._preprocess.shape(self._preprocess(inputs))
+        check_fit(model, self._example, targets, data, recipe)
+        model = model.to(group.device)
         teacher = load_teacher(recipe, group.device) if recipe.teacher else None
         self._trainer = Trainer(
             model, recipe, data, self._preprocess, group, _PRECISIONS[precision], teacher
@@ -254,14 +255,14 @@ class _Run:
         """Polish to the end, or until time is up."""
         polish = find_polish(self._recipe.polish)
         inputs, targets = whole_split(self._data, self._preprocess)
-        inputs, targets = inputs.to(self._group.device), targets.to(self._group.device)
         done = sum(row["phase"] == "sweep" for row in self._rows)
         for _ in range(done, self._sweeps):
             if self._rows[-1].get("flips") == 0:
                 break  # no bit is left whose flip helps
             if self._group.agree_to(stops):
                 return False
-            row = {"phase": "sweep", **polish(model, inputs, targets)}
+            row = {"phase": "sweep", **polish(model.cpu(), inputs, targets)}
+            model.to(self._group.device)
             row["test"] = self._trainer.evaluate(self._data.test)
             self._rows.append(row)
             self._save()

@@ -28,7 +28,8 @@ from tbn_tvm.training.recipe import Recipe
 
 @dataclass
 class Position:
-    """Where a run is: epochs done, steps done of the next one, and the sum of their losses."""
+    """Where a run is: epochs done, steps done of the next one, and the sum of its samples' losses
+    so far, all processes' together."""
 
     epoch: int = 0
     step: int = 0
@@ -133,7 +134,8 @@ class Trainer:
         own = [self._group.share(indices) for indices in order[at.step :]]
         self._parallel.train()
         # Read from the device once an epoch: each reading waits for all work queued there.
-        total = torch.tensor(at.loss, dtype=torch.float64, device=self._group.device)
+        before = at.loss if self._group.writes else 0.0
+        total = torch.tensor(before, dtype=torch.float64, device=self._group.device)
         seed = _seed(self._recipe.seed, at.epoch)
         batches = self._train.batches(own, seed)
         for number, (inputs, targets) in enumerate(batches, at.step):
@@ -141,7 +143,7 @@ class Trainer:
             at.step = number + 1
             report()
             if at.step < len(order) and self._group.agree_to(stops):
-                at.loss = float(total)
+                at.loss = float(self._group.add_up(total))
                 return None
         mean = float(self._group.add_up(total)) / sum(map(len, order))
         if not np.isfinite(mean):

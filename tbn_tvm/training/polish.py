@@ -1,10 +1,10 @@
 """What a recipe may do to a trained model's bits after the last epoch.
 
 A recipe names a function ``polish(model, inputs, targets) -> dict``, where ``inputs`` is the whole
-training split as the model takes it, without augmentation, and ``targets`` its classes. It changes
-the model in place and returns the training loss as ``loss`` and the number of bits that it flipped
-as ``flips``; it is called again until that is 0, or as often as the recipe says. A call may depend
-on the model and the data alone, so that a run can stop and go on between any two.
+training split as the model takes it, without augmentation, and ``targets`` its classes, all on the
+CPU. It changes the model in place and returns the training loss as ``loss`` and the number of bits
+that it flipped as ``flips``; it is called again until that is 0, or as often as the recipe says. A
+call may depend on the model and the data alone, so that a run can stop and go on between any two.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def find_polish(name: str) -> Polish:
 
 
 def whole_split(data: DataSet, preprocess: Preprocess) -> tuple[Tensor, Tensor]:
-    """The training split as the model takes it.
+    """The training split as the model takes it, on the CPU.
 
     Raises
     ------
