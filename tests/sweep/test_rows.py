@@ -68,6 +68,24 @@ def test_a_factor_that_does_not_divide_is_a_row_with_the_reason(float_model):
     assert rows[2].reason == "5 does not divide the 144 weights of conv"
 
 
+def test_an_onnx_file_is_swept_under_its_own_names(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    weight = torch.randn(12, 8, generator=torch.Generator().manual_seed(0)).numpy()
+    tensor, floats = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "body.weight"], ["y"])],
+        "net",
+        [tensor("x", floats, [1, 12])],
+        [tensor("y", floats, [1, 8])],
+        [onnx.numpy_helper.from_array(weight, "body.weight")],
+    )
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+    result = sweep(import_model(path), [4, 5], min_size=0, measure=False)
+    assert [row.sums.get("nbytes") for row in result.rows] == [4 * 96, 3 + 4 * 4, None]
+    assert result.rows[2].reason == "5 does not divide the 96 weights of body"
+
+
 def test_each_factor_is_timed_against_float_weights(float_model):
     rows = sweep(float_model, [2, 5], min_size=130).rows
     assert rows[0].measured["ratio"] == 1
