@@ -13,6 +13,22 @@ if TYPE_CHECKING:
 _SUFFIXES = (".png", ".pdf", ".svg")
 
 
+def require_matplotlib() -> None:
+    """Refuse to go on without matplotlib, before anything is computed.
+
+    Raises
+    ------
+    ToolError
+        Where it is not installed, with the command that installs it.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ToolError(
+            "--plot needs matplotlib, which is not installed: pip install 'tbn-tvm[plot]'"
+        ) from None
+
+
 def check_plot(path: str | Path) -> None:
     """Refuse what cannot be drawn, before anything is computed for it.
 
@@ -25,12 +41,7 @@ def check_plot(path: str | Path) -> None:
     """
     if Path(path).suffix not in _SUFFIXES:
         raise UsageError(f"--plot {path}: expected a file that ends in {', '.join(_SUFFIXES)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ToolError(
-            "--plot needs matplotlib, which is not installed: pip install 'tbn-tvm[plot]'"
-        ) from None
+    require_matplotlib()
 
 
 def new_figure(width: float, height: float) -> Figure:

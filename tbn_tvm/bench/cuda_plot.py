@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tbn_tvm.bench.plot import require_matplotlib
+from tbn_tvm.plotting import require_matplotlib
 
 Point = tuple[str, int, int, float]
 """Layer, p, batch, times faster."""

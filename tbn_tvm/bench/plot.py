@@ -6,25 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tbn_tvm.bench.cpu import Row
-from tbn_tvm.errors import ToolError
+from tbn_tvm.plotting import require_matplotlib
 
 _STYLES = {"float32": "-", "float16": "--"}
-
-
-def require_matplotlib() -> None:
-    """Refuse to go on without Matplotlib, before anything is measured.
-
-    Raises
-    ------
-    ToolError
-        Where it is not installed, with the command that installs it.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ToolError(
-            "--plot needs matplotlib, which is not installed: pip install 'tbn-tvm[plot]'"
-        ) from None
 
 
 def draw(rows: Sequence[Row], path: str | Path, title: str = "") -> None:

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(cases, args)
     if args.plot:
-        from tbn_tvm.bench.plot import require_matplotlib
+        from tbn_tvm.plotting import require_matplotlib
 
         require_matplotlib()
     arch = cuda.require_device()
