@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tbn_tvm.errors import UsageError
-from tbn_tvm.models.recipes import cifar, etth1, imagenet, mnist
+from tbn_tvm.models.recipes import cifar, clouds, etth1, imagenet, mnist
 from tbn_tvm.training.recipe import Recipe
 
-_FAMILIES = (mnist, cifar, imagenet, etth1)
+_FAMILIES = (mnist, cifar, imagenet, etth1, clouds)
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {recipe.name: recipe for family in _FAMILIES for recipe in family.RECIPES}
