@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from importlib import metadata
 
-from tbn_tvm.errors import ToolError
+from tbn_tvm.errors import TbnError, ToolError
 
 TVM_VERSION = "0.27.0.post1"
 FFI_VERSION = "0.1.14.post1"
@@ -49,3 +51,21 @@ def check_pair() -> None:
     problem = pair_problem(installed("apache-tvm"), installed("apache-tvm-ffi"))
     if problem:
         raise ToolError(problem)
+
+
+@contextlib.contextmanager
+def told_as_ours(what: str) -> Iterator[None]:
+    """Turn what TVM raises, which is of any kind and many lines, into an error of ours.
+
+    Raises
+    ------
+    TbnError
+        ``what``, and the line of TVM's message that says most.
+    """
+    try:
+        yield
+    except TbnError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise TbnError(f"{what}: {lines[0] if lines else type(error).__name__}") from error

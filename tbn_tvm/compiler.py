@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tbn_tvm import __version__, cuda
-from tbn_tvm._tvm import FFI_VERSION, installed
+from tbn_tvm._tvm import FFI_VERSION, installed, told_as_ours
 from tbn_tvm.errors import ToolError, UsageError
 from tbn_tvm.importing import Imported, import_model, signature_of
 from tbn_tvm.loading import c_identifier, default_name, first_line, load_model
@@ -274,10 +274,11 @@ def _planned(
     model = options.applied(model)
     tvm_target = _tvm_target(target)
     phases = pipeline.host_phases(tvm_target, records=Records.load(tvm_target, records))
-    mod = pipeline.run(model.mod, phases, tvm_target, dump_ir)
-    kernels = used_kernels(mod)
-    mod, constants = lift_constants(mod)
-    mod = pipeline.run(mod, pipeline.plan_phases(), tvm_target, dump_ir)
+    with told_as_ours("TVM cannot compile the model"):
+        mod = pipeline.run(model.mod, phases, tvm_target, dump_ir)
+        kernels = used_kernels(mod)
+        mod, constants = lift_constants(mod)
+        mod = pipeline.run(mod, pipeline.plan_phases(), tvm_target, dump_ir)
     memory = plan_memory(
         mod,
         constants,
@@ -332,7 +333,7 @@ def _build(mod: tvm.IRModule, target: tvm.target.Target, options: Options) -> by
     from tbn_tvm import pipeline
 
     config = {"relax.backend.use_cuda_graph": options.cuda_graph}
-    with tvm.transform.PassContext(config=config):
+    with tvm.transform.PassContext(config=config), told_as_ours("TVM cannot compile the model"):
         executable = tvm.compile(mod, target=target, relax_pipeline=pipeline.finish_pipeline())
     with tempfile.TemporaryDirectory(prefix="tbn_tvm_") as folder:
         path = Path(folder) / "library.so"

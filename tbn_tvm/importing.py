@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tbn_tvm._tvm import told_as_ours
 from tbn_tvm.errors import TbnError
-from tbn_tvm.loading import c_identifier, default_name, first_line, load_model, quiet
+from tbn_tvm.loading import c_identifier, default_name, load_model, quiet
 from tbn_tvm.signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -78,15 +79,13 @@ def import_model(
     with quiet():
         mod = from_onnx(source) if is_onnx else _from_torch(source)
     mod = _name_batch(mod)
-    try:
+    with told_as_ours("the model cannot be compiled"):
         mod = pipeline.run(
             mod,
             pipeline.frontend_phases(),
             tvm.target.Target("llvm"),
             None if dump_ir is None else Path(dump_ir),
         )
-    except ValueError as error:  # a pass refuses the model, and says why
-        raise TbnError(f"the model cannot be compiled: {first_line(error)}") from None
     layers = describe_layers(mod, weights_of(source) if is_onnx else _arrays(source))
     kind = {"onnx": source} if is_onnx else {"program": source}
     return Imported(c_identifier(name), mod, signature_of(mod), layers, **kind)
@@ -95,12 +94,8 @@ def import_model(
 def _from_torch(program: ExportedProgram) -> tvm.IRModule:
     from tbn_tvm.frontend.torch import from_exported_program
 
-    try:
+    with told_as_ours("the model cannot be imported into TVM"):
         return from_exported_program(program)
-    except TbnError:
-        raise
-    except Exception as error:  # the importer raises many kinds for what it does not know
-        raise TbnError(f"the model cannot be imported into TVM: {first_line(error)}") from None
 
 
 def signature_of(mod: tvm.IRModule) -> Signature:

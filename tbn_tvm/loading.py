@@ -61,14 +61,11 @@ def load_model(spec: str | os.PathLike) -> ExportedProgram | OnnxModel:
         raise TbnError(f"{path}: is a folder; expected {_EXPECTED}")
     if path.suffix == ".onnx":
         return _from_onnx_file(path)
-    import torch
-
-    import tbn_tvm.nn.ops  # noqa: F401  (the operators a saved program refers to)
+    from tbn_tvm.frontend.pt2 import load_program
 
     try:
-        # From a stream, which unlike a path may have any suffix.
-        with quiet(), path.open("rb") as file:
-            return torch.export.load(file)
+        with quiet():
+            return load_program(path)
     except Exception as error:  # torch raises many kinds on input that is no program
         # Torch refers to its log, which nobody sees.
         reason = first_line(error).partition(" Please check the warnings")[0]

@@ -128,4 +128,5 @@ def _checked(spec: TensorSpec, value, sizes: dict[str, int]) -> np.ndarray:
             f"({', '.join(map(str, spec.shape))})"
             + (f" with {sizes}" if sizes and array.ndim == len(spec.shape) else "")
         )
-    return np.ascontiguousarray(array)
+    # Which, unlike ascontiguousarray, leaves scalars their rank.
+    return np.asarray(array, order="C")

@@ -6,7 +6,9 @@ than the operator has), attributes as Python values (strings as bytes) and the o
 
 from __future__ import annotations
 
+import tvm
 from tvm import relax
+from tvm import tirx as tir
 
 
 def _gemm(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
@@ -27,4 +29,67 @@ def _scaled(value: relax.Expr, factor: float, like: relax.Expr) -> relax.Expr:
     return relax.op.multiply(value, relax.const(factor, like.ty.dtype.dtype))
 
 
-CONVERTERS = {"Gemm": _gemm}
+def _no_training(_inputs, attrs: dict) -> None:
+    if attrs.get("training_mode", 0):
+        raise ValueError("training_mode is for training")
+
+
+def _bit_shift(_bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
+    """Zero where bits are shifted by the width or more, which C leaves open."""
+    x, amount = inputs[:2]
+    dtype = x.ty.dtype.dtype
+    if not dtype.startswith("uint"):
+        raise ValueError(f"shifts of {dtype}: only unsigned integers are shifted")
+    width = relax.const(int(dtype.removeprefix("uint")), dtype)
+    shift = relax.op.left_shift if attrs["direction"] == b"LEFT" else relax.op.right_shift
+    last = relax.op.subtract(width, relax.const(1, dtype))
+    moved = shift(x, relax.op.minimum(amount, last))
+    return relax.op.where(relax.op.less(amount, width), moved, relax.const(0, dtype))
+
+
+def _pow(_bb, inputs, _attrs: dict, _opset: int) -> relax.Expr:
+    """The base's type, as ONNX has it; TVM wants both of one."""
+    base, exponent = inputs[:2]
+    dtype = base.ty.dtype.dtype
+    if "float" not in dtype:
+        raise ValueError(f"powers of {dtype} are not supported")
+    if exponent.ty.dtype.dtype != dtype:
+        exponent = relax.op.astype(exponent, dtype)
+    return relax.op.power(base, exponent)
+
+
+def _resize_by_ratio(inputs, attrs: dict) -> None:
+    """TVM goes by the ratio of sizes, ONNX by the scale; it knows no filter against aliasing."""
+    if attrs.get("antialias", 0):
+        raise ValueError("antialias is not supported")
+    scales = inputs[2]
+    if scales is None:
+        return
+    shape = inputs[0].ty.shape
+    if not isinstance(scales, tvm.ir.GenericConst) or shape is None:
+        raise ValueError("scales must be constant")
+    factors = scales.value.numpy().tolist()
+    axes = attrs.get("axes", range(len(factors)))
+    for axis, factor in zip(axes, factors, strict=True):
+        extent = shape.values[axis]
+        if factor == 1.0:
+            continue
+        if not isinstance(extent, tir.IntImm) or (int(extent) * factor) % 1:
+            raise ValueError(f"a scale of {factor} on axis {axis} of {extent} gives no whole size")
+
+
+def _average_only(_inputs, attrs: dict) -> None:
+    if attrs.get("mode", b"avg") != b"avg":
+        raise ValueError(f"mode {attrs['mode'].decode()!r} is not supported")
+
+
+CONVERTERS = {"BitShift": _bit_shift, "Gemm": _gemm, "Pow": _pow}
+"""Go before TVM's."""
+
+GUARDS = {
+    "BatchNormalization": _no_training,
+    "Dropout": _no_training,
+    "Resize": _resize_by_ratio,
+    "RoiAlign": _average_only,
+}
+"""Refuse uses of operators that TVM's converters get wrong; take inputs and attributes."""

@@ -13,13 +13,15 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from tbn_tvm import op
 from tbn_tvm.errors import FormatError
-from tbn_tvm.frontend.onnx.converters import CONVERTERS
+from tbn_tvm.frontend.onnx.checking import check_graph
+from tbn_tvm.frontend.onnx.converters import CONVERTERS, GUARDS
 from tbn_tvm.frontend.onnx.graph import Constant, Graph
+from tbn_tvm.frontend.onnx.verifying import verify_types
 from tbn_tvm.tiling import TiledTensor
 
 
 def to_relax(graph: Graph) -> tvm.IRModule:
-    """Import a prepared graph.
+    """Import a prepared graph, and verify what came of it.
 
     Returns
     -------
@@ -35,11 +37,12 @@ def to_relax(graph: Graph) -> tvm.IRModule:
     model.graph.node.extend(graph.nodes)
     model.graph.input.extend(graph.inputs)
     model.graph.output.extend(graph.outputs)
+    types = check_graph(graph)
     importer = _Importer(graph.constants)
     try:
         # The importer prints what it was at when it fails.
         with contextlib.redirect_stdout(io.StringIO()):
-            return importer.from_onnx(model.graph, graph.opset)
+            mod = importer.from_onnx(model.graph, graph.opset)
     except FormatError:
         raise
     except Exception as error:  # converters raise whatever occurs to them
@@ -48,6 +51,8 @@ def to_relax(graph: Graph) -> tvm.IRModule:
         raise FormatError(
             f"{where}TVM cannot import it ({reason[0] if reason else type(error).__name__})"
         ) from None
+    verify_types(importer.made, types, graph.inputs)
+    return mod
 
 
 class _Importer(ONNXGraphImporter):
@@ -57,6 +62,7 @@ class _Importer(ONNXGraphImporter):
         super().__init__({}, None)
         self._constants = constants
         self.at = ""
+        self.made: dict[str, relax.Expr] = {}
 
     def _parse_graph_initializers(self, graph) -> None:
         for name, constant in self._constants.items():
@@ -77,6 +83,7 @@ class _Importer(ONNXGraphImporter):
                     )
                 )
         super()._construct_nodes(graph)
+        self.made = dict(self._nodes)
 
     def _sanitize_name(self, name: str) -> str:
         """An identifier, each once; the signature keeps the model's own names."""
@@ -95,6 +102,8 @@ class _Importer(ONNXGraphImporter):
 
     def _convert_operator(self, op_name: str, inputs, attrs: dict, opset: int) -> relax.Expr:
         self.at = f"node {attrs['tvm_custom']['name']!r} ({op_name})"
+        if op_name in GUARDS:
+            GUARDS[op_name](inputs, attrs)
         convert = CONVERTERS.get(op_name)
         if convert is None:
             return super()._convert_operator(op_name, inputs, attrs, opset)
