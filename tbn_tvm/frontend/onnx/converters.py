@@ -10,6 +10,8 @@ import tvm
 from tvm import relax
 from tvm import tirx as tir
 
+from tbn_tvm.frontend.onnx.limits import MAX_RANK
+
 
 def _gemm(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
     """``alpha * A @ B + beta * C``; TVM's converter scales A, which hides it from what fuses."""
@@ -83,11 +85,19 @@ def _average_only(_inputs, attrs: dict) -> None:
         raise ValueError(f"mode {attrs['mode'].decode()!r} is not supported")
 
 
+def _short_shapes(inputs, _attrs: dict) -> None:
+    """Shapes are computed element by element at import, so they must be shapes."""
+    extents = sum(len(x.values) for x in inputs if isinstance(x, relax.ShapeExpr))
+    if extents > 8 * MAX_RANK:
+        raise ValueError(f"a shape of {extents} extents")
+
+
 CONVERTERS = {"BitShift": _bit_shift, "Gemm": _gemm, "Pow": _pow}
 """Go before TVM's."""
 
 GUARDS = {
     "BatchNormalization": _no_training,
+    "Concat": _short_shapes,
     "Dropout": _no_training,
     "Resize": _resize_by_ratio,
     "RoiAlign": _average_only,

@@ -13,7 +13,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from tbn_tvm import op
 from tbn_tvm.errors import FormatError
-from tbn_tvm.frontend.onnx.checking import check_graph
+from tbn_tvm.frontend.onnx.checking import check_free_axes, check_graph
 from tbn_tvm.frontend.onnx.converters import CONVERTERS, GUARDS
 from tbn_tvm.frontend.onnx.graph import Constant, Graph
 from tbn_tvm.frontend.onnx.verifying import verify_types
@@ -38,6 +38,7 @@ def to_relax(graph: Graph) -> tvm.IRModule:
     model.graph.input.extend(graph.inputs)
     model.graph.output.extend(graph.outputs)
     types = check_graph(graph)
+    check_free_axes(graph)
     importer = _Importer(graph.constants)
     try:
         # The importer prints what it was at when it fails.
