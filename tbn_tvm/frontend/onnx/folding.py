@@ -42,7 +42,7 @@ def fold_constants(graph: Graph) -> None:
         given = [array for array in arrays if array is not None]
         try:
             elements = bound(node, given)
-        except (ValueError, IndexError, TypeError):
+        except (ValueError, IndexError, TypeError, OverflowError):
             kept.append(node)  # malformed: the checks that follow say how
             continue
         # Eight bytes are the widest element.
