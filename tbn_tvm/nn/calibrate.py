@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tbn_tvm.nn.base import TiledLayer
+from tbn_tvm.nn.observe import run_once
 
 _NORMALISATIONS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -57,7 +58,7 @@ def fit_to_outputs(model: nn.Module, reference: nn.Module, samples: tuple[Tensor
         for norm in model.modules()
         if type(norm) in _NORMALISATIONS and norm.track_running_stats
     ]
-    _run_once(model, samples, handles)
+    run_once(model, samples, handles)
 
 
 def _first_outputs(
@@ -69,20 +70,8 @@ def _first_outputs(
         return lambda _module, _args, output: outputs.setdefault(name, output)
 
     handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
-    _run_once(model, samples, handles)
+    run_once(model, samples, handles)
     return outputs
-
-
-def _run_once(model: nn.Module, samples: tuple[Tensor, ...], handles: list) -> None:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        model(*samples)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in training:
-            module.training = True
 
 
 def _fit_layer(layer: TiledLayer, x: Tensor, expected: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Reorder the outputs of layers, and whatever reads them, without changing what a model computes.
 
-The model is traced once with sample inputs. From each layer asked for, every use of its output is
+The model is traced once with sample inputs, or, where it cannot be traced as a whole, those of its
+parts that can. From each layer asked for, every use of its output is
 followed through what keeps channels apart (activations, pooling, dropout, batch and layer
 normalisation, flattening) to the layers that mix them. Where all uses end there, an order of the
 outputs is absorbed by their input axes and by the parameters on the way.
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+
+from tbn_tvm.nn.observe import Observation, observe, run_once, tensors_of
 
 _ELEMENTWISE = (
     nn.ReLU,
@@ -109,37 +112,71 @@ def permute_outputs(
     dict
         For each layer a word on why it was left alone, empty where it was not.
     """
-    layers = list(layers)
-    training = model.training
-    model.eval()
+    samples = tuple(sample[:2] for sample in samples)
+    seen = observe(model, samples)
+    outcome = {layer: "it is never called as a module" for layer in layers}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    _permute_part(model, samples, _Context(model, seen, order_of), outcome)
+    if not all(outcome.values()) and not _same(seen.output, run_once(model, samples)):
+        # A weight is read in a way that the graph does not show.
+        model.load_state_dict(before)
+        outcome = dict.fromkeys(outcome, "the model would compute something else")
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Context:
+    model: nn.Module
+    seen: Observation
+    order_of: Callable[[nn.Module], Tensor]
+
+
+def _permute_part(
+    part: nn.Module, inputs: tuple[Tensor, ...], context: _Context, outcome: dict[nn.Module, str]
+) -> None:
+    """Permute in a part of the model, or in its children where it cannot be traced."""
+    wanted = [module for module in part.modules() if module in outcome]
+    if not wanted:
+        return
     try:
-        graph = _trace(model, samples)
+        graph = _trace(part, inputs)
     except Exception as error:  # tracing runs the model's own code
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return {layer: f"the model cannot be traced ({reason})" for layer in layers}
-    finally:
-        model.train(training)
-    uses = _Uses(model, graph)
-    outcome = {layer: "it is never called as a module" for layer in layers}
+        outcome |= {layer: f"the model cannot be traced ({reason})" for layer in wanted}
+        for child in part.children():
+            if context.seen.calls[child] == 1 and child in context.seen.inputs:
+                _permute_part(child, context.seen.inputs[child], context, outcome)
+        return
+    uses = _Uses(context, graph, part)
     for layer in (module for module in uses.in_order if module in outcome):
         try:
             absorbers = _follow(uses, layer)
         except _NotFollowed as reason:
             outcome[layer] = str(reason)
             continue
-        _apply(order_of(layer), absorbers)
+        _apply(context.order_of(layer), absorbers)
         outcome[layer] = ""
-    return outcome
+
+
+def _same(first, second) -> bool:
+    """Whether outputs are equal up to the order of sums."""
+    pairs = zip(tensors_of(first), tensors_of(second), strict=True)
+    return all(
+        torch.allclose(x, y, rtol=1e-2, atol=1e-2 * float(x.abs().max()))
+        for x, y in pairs
+        if x.is_floating_point() and x.numel()
+    )
 
 
 class _Uses:
     """Who calls what, and which tensors have more than one reader."""
 
-    def __init__(self, model: nn.Module, graph: fx.GraphModule) -> None:
-        self.graph = graph
+    def __init__(self, context: _Context, graph: fx.GraphModule, part: nn.Module) -> None:
+        self.graph, self._total = graph, context.seen.calls
+        self.where = "model" if part is context.model else "part that can be traced"
         self.calls: dict[nn.Module, list[fx.Node]] = {}
         owners: Counter = Counter()
-        for module in model.modules():
+        for module in context.model.modules():
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 owners[id(tensor)] += 1
         for node in graph.graph.nodes:
@@ -161,16 +198,23 @@ class _Uses:
 
     def check_alone(self, module: nn.Module, tensors: tuple[Tensor, ...]) -> None:
         """That nothing but one call of this module reads its tensors."""
-        if len(self.calls[module]) != 1:
+        if len(self.calls[module]) != 1 or self._total[module] != 1:
             raise _NotFollowed(f"a {type(module).__name__} on the way is called more than once")
         if any(self._owners[id(tensor)] != 1 for tensor in tensors):
             raise _NotFollowed(f"a {type(module).__name__} on the way shares its parameters")
 
 
-def _trace(model: nn.Module, samples: tuple[Tensor, ...]) -> fx.GraphModule:
-    graph = fx.symbolic_trace(model)
-    with torch.no_grad():
-        ShapeProp(graph).propagate(*(sample[:2] for sample in samples))
+def _trace(part: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModule:
+    """The part's graph in eval mode, with the shapes of all values; modes stay as they are."""
+    training = [module for module in part.modules() if module.training]
+    part.eval()
+    try:
+        graph = fx.symbolic_trace(part)
+        with torch.no_grad():
+            ShapeProp(graph).propagate(*inputs)
+    finally:
+        for module in training:
+            module.training = True
     return graph
 
 
@@ -199,7 +243,7 @@ def _follow(uses: _Uses, layer: nn.Module) -> list[_Absorber]:
 def _step(uses: _Uses, place: _Place, user: fx.Node) -> tuple[list[_Absorber], list[_Place]]:
     """What a use absorbs of an order, and where channels lie in its own output."""
     if user.op == "output":
-        raise _NotFollowed("its output is an output of the model")
+        raise _NotFollowed(f"its output is an output of the {uses.where}")
     if user.args[:1] != (place.node,) or place.node in user.args[1:]:
         raise _NotFollowed(f"its output meets other values ({user.name})")
     if _is_elementwise(uses, user):

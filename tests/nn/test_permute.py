@@ -59,6 +59,32 @@ class Branching(nn.Module):
         return self.body(x) if x.sum() > 0 else x
 
 
+class PartlyTraceable(nn.Module):
+    """Shapes that are computed with, around a part that is an ordinary chain."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        samples, tokens, _ = x.shape
+        flat = self.body(x).view(samples * int(tokens), -1)
+        return self.head(flat)
+
+
+class Peeking(nn.Module):
+    """A part that cannot be traced, and a weight that is read past its module."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 6))
+
+    def forward(self, x):
+        y = self.body(x) if x.sum() < 1e9 else x
+        return y + self.body[0].weight.sum(1)[:6]
+
+
 def cnn():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -110,6 +136,7 @@ def settle(model, x):
         (tokens, (2, 5, 8), ["0"]),
         (Forked, (4, 5), ["body"]),
         (Block, (2, 6, 5, 5), ["first"]),
+        (PartlyTraceable, (2, 3, 6), ["body.0"]),
     ],
 )
 @torch.no_grad()
@@ -180,7 +207,18 @@ def test_a_reader_that_shares_its_weight_is_left_alone():
     assert "shares its parameters" in outcome[model[0]]
 
 
-def test_the_mode_of_the_model_stays():
+@torch.no_grad()
+def test_a_use_that_no_graph_shows_is_noticed_by_the_outputs():
+    model, x = Peeking(), torch.randn(2, 6)
+    before = model(x)
+    outcome = permute_outputs(model, (x,), [model.body[0]], lambda _layer: torch.arange(8).flip(0))
+    assert outcome[model.body[0]] == "the model would compute something else"
+    assert torch.equal(model(x), before)
+
+
+def test_the_mode_of_every_module_stays():
     model = cnn().train()
+    model[1].eval()
     permute_outputs(model, (torch.randn(2, 3, 8, 8),), [model[0]], shuffled)
-    assert all(module.training for module in model.modules())
+    assert model[0].training
+    assert not model[1].training
