@@ -1,0 +1,129 @@
+"""Random models compute on an emulated Cortex-M4 what the host says they should."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tbn_tvm.compiler import import_model
+from tbn_tvm.micro.lower import lower_model
+from tbn_tvm.micro.quantization import Calibration
+from tbn_tvm.nn import freeze
+from tbn_tvm.quantize import Scheme
+from tbn_tvm.targets import load_board
+from tbn_tvm.testing.fleet import run_fleet
+from tbn_tvm.testing.random_models import Model, build, dense_twin, models
+
+MODELS, PARTS, FLEET = 200, 4, 25
+BOARD = load_board("mps2-an386")
+
+TOLERANCE = 2e-5
+"""Of the largest value that any layer makes: sums of up to 900 float32 terms round to a few
+millionths of it, a wrong sign or element shows in hundredths."""
+
+
+class Candidate:
+    """A model ready for the board: lowered, with an input and what should come of it."""
+
+    def __init__(self, model: Model, name: str) -> None:
+        module, x = build(model)
+        free = model.batch is None
+        shapes = ({0: torch.export.Dim("batch", min=1)},) if free else None
+        example = x[: 2 if free else model.batch]
+        program = torch.export.export(freeze(module), (example,), dynamic_shapes=shapes)
+        net = import_model(program, name=name)
+        x = x[: model.batch or 1]
+        if model.activations == "float32":
+            self.lowered = lower_model(net, BOARD)
+            self.inputs, (self.expected, scale) = [x.numpy()], _float64(module, x)
+            self.tolerance = TOLERANCE * scale
+            return
+        samples = {net.signature.inputs[0].name: torch.randn(4, *model.shape).numpy()}
+        calibration = Calibration(samples, Scheme(model.activations))
+        self.lowered = lower_model(net, BOARD, calibration=calibration)
+        integers = calibration.quantized(net)
+        (tensor,) = (integers.tensors[name] for name in integers.inputs)
+        self.inputs = [tensor.quantize(x.numpy())]
+        (self.expected,) = integers.run_integers(*self.inputs)
+        self.tolerance = 0
+
+    def complaint(self, outputs) -> str | None:
+        """What is wrong with the board's outputs."""
+        (y,) = outputs
+        if y.shape != self.expected.shape:
+            return f"shape {y.shape}, expected {self.expected.shape}"
+        difference = np.abs(y.astype("float64") - self.expected)
+        if (difference <= self.tolerance).all():  # not so for NaN
+            return None
+        return f"off by {difference.max()}, allowed {self.tolerance}"
+
+
+def _float64(module, x) -> tuple[np.ndarray, float]:
+    """The exact output, and the largest value that any layer makes."""
+    twin, largest = dense_twin(module), []
+    for child in twin.modules():
+        child.register_forward_hook(lambda _m, _x, y: largest.append(float(y.abs().max())))
+    with torch.no_grad():
+        return twin(x.double()).numpy(), max(largest)
+
+
+def verdicts(drawn: list[Model], folder) -> dict[Model, str | None]:
+    """What is wrong with each model; None where nothing is."""
+    found, ready = {}, {}
+    for index, model in enumerate(drawn):
+        try:
+            ready[model] = Candidate(model, f"m{index}")
+        except Exception as error:
+            found[model] = f"{type(error).__name__}: {error}"
+    return {**found, **_tried(ready, folder)}
+
+
+def _tried(ready: dict[Model, Candidate], folder) -> dict[Model, str | None]:
+    """As above; a firmware that fails as a whole is tried in halves."""
+    if not ready:
+        return {}
+    candidates = list(ready.values())
+    try:
+        outputs = run_fleet(
+            [c.lowered for c in candidates], [c.inputs for c in candidates], BOARD, folder
+        )
+    except Exception as error:
+        if len(ready) == 1:
+            return {model: f"{type(error).__name__}: {error}" for model in ready}
+        items, half = list(ready.items()), len(ready) // 2
+        return {**_tried(dict(items[:half]), folder), **_tried(dict(items[half:]), folder)}
+    return {
+        model: candidate.complaint(made)
+        for (model, candidate), made in zip(ready.items(), outputs, strict=True)
+    }
+
+
+@pytest.mark.emulator
+@pytest.mark.parametrize("part", range(PARTS))
+def test_two_hundred_random_models_agree_with_the_host(part, tmp_path, pytestconfig):
+    """Drawn twice from one seed: first to try them many a firmware, then for hypothesis to shrink
+    what failed, each smaller model in a firmware of its own. ``--hypothesis-seed`` draws others."""
+    start = int(pytestconfig.getoption("--hypothesis-seed", None) or 0) * PARTS + part
+    options = settings(
+        max_examples=MODELS // PARTS,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    drawn: list[Model] = []
+    seed(start)(options(given(models())(lambda model: drawn.append(model))))()
+    assert len(drawn) == MODELS // PARTS
+    found = {}
+    for first in range(0, len(drawn), FLEET):
+        found.update(verdicts(drawn[first : first + FLEET], tmp_path / "fleet"))
+
+    @seed(start)
+    @options
+    @given(models())
+    def agrees(model):
+        if model not in found:
+            found.update(verdicts([model], tmp_path / "one"))
+        assert found[model] is None, f"{model}: {found[model]}"
+
+    agrees()
