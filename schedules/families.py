@@ -9,7 +9,7 @@ import tvm
 from tvm.target import codegen
 
 from tbn_tvm.schedules.kernel import Kernel
-from tbn_tvm.schedules.rules import RAM, Rule
+from tbn_tvm.schedules.rules import CORE, RAM, Rule
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,17 @@ def family_of(target: tvm.target.Target) -> Family:
     return Family("cpu", cpu.RULES, cpu.KERNELS, present, False)
 
 
-def bare_metal(features: Iterable[str] = (), ram_bytes: int | None = None) -> tvm.target.Target:
+def bare_metal(
+    features: Iterable[str] = (), ram_bytes: int | None = None, core: str | None = None
+) -> tvm.target.Target:
     """The target of generated C, for a core with some of the features of boards.
 
-    Kernels that want much scratch are not chosen where the RAM for it is little.
+    Kernels that want much scratch are not chosen where the RAM for it is little. Tuning records
+    are for a core, which the target can name.
     """
     ram = [] if ram_bytes is None else [f"{RAM}{ram_bytes}"]
-    return tvm.target.Target({"kind": "c", "keys": ["cpu", *sorted(features), *ram]})
+    cores = [] if core is None else [f"{CORE}{core.lower()}"]
+    return tvm.target.Target({"kind": "c", "keys": ["cpu", *sorted(features), *ram, *cores]})
 
 
 def _has_feature(feature: str, target: tvm.target.Target) -> bool:

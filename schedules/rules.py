@@ -19,6 +19,10 @@ RAM = "ram-"
 """What the feature begins with that tells a board's RAM, in bytes."""
 
 
+CORE = "core-"
+"""What the feature begins with that names a board's core."""
+
+
 @dataclass(frozen=True)
 class Workload:
     """A tiled product with what else decides about its kernel.

@@ -179,7 +179,12 @@ def compile(
     from tbn_tvm.micro.project import create_project
 
     return create_project(
-        model, resolved, dump_ir=_as_path(dump_ir), calibration=calibration, io=io
+        model,
+        resolved,
+        dump_ir=_as_path(dump_ir),
+        calibration=calibration,
+        io=io,
+        records=records,
     )
 
 

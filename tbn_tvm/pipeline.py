@@ -145,11 +145,19 @@ def finish_pipeline() -> tvm.transform.Pass:
     return tvm.transform.Sequential(finish(), name="5_finish")
 
 
-def cortex_m_phases(target: tvm.target.Target) -> list[Phase]:
-    """For bare metal; ``tbn_tvm.micro`` does the rest."""
+def cortex_m_phases(target: tvm.target.Target, records=None) -> list[Phase]:
+    """For bare metal; ``tbn_tvm.micro`` does the rest.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        From :func:`tbn_tvm.schedules.families.bare_metal`.
+    records : tbn_tvm.schedules.records.Records, optional
+        Measured choices of kernels.
+    """
     return [
         ("2_simplify", [relay_passes.BindBatch(1), *simplify()]),
-        ("3_lower", lower(target)),
+        ("3_lower", lower(target, records)),
         ("4_bare_metal", bare_metal()),
     ]
 

@@ -81,7 +81,7 @@ class Records:
                 if _is_current(path, family.kernels[name], entry)
             }
             if usable:
-                return min(usable, key=lambda name: usable[name].seconds)
+                return min(usable, key=lambda name: usable[name].cost)
         return None
 
     def config(self, kernel: Kernel, regime: Workload) -> tuple[dict[str, int], str] | None:

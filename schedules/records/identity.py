@@ -8,7 +8,7 @@ import json
 import tvm
 from tvm.target import codegen
 
-from tbn_tvm.schedules.rules import Workload
+from tbn_tvm.schedules.rules import CORE, RAM, Workload
 
 
 def identity(target: tvm.target.Target) -> dict:
@@ -21,7 +21,7 @@ def identity(target: tvm.target.Target) -> dict:
     ----------
     target : tvm.target.Target
         A CPU's thread count is its attribute ``num-cores``, or that of TVM's run time here. It
-        counts by classes, the powers of two.
+        counts by classes, the powers of two. Bare metal is known by its core and its features.
 
     Returns
     -------
@@ -29,6 +29,12 @@ def identity(target: tvm.target.Target) -> dict:
         JSON's types only.
     """
     kind = target.kind.name
+    if kind == "c":
+        keys = {str(key) for key in target.keys} - {"cpu"}
+        core = next((key.removeprefix(CORE) for key in keys if key.startswith(CORE)), "any")
+        # How much RAM there is decides whether a kernel fits, not how fast it is.
+        features = sorted(key for key in keys if not key.startswith((CORE, RAM)))
+        return {"kind": kind, "arch": core, "features": features}
     if kind != "llvm":
         return {"kind": kind, "arch": str(target.attrs.get("arch", ""))}
     triple = str(target.attrs.get("mtriple") or codegen.llvm_get_system_triple())

@@ -34,31 +34,40 @@ class Entry:
     config : dict of str to int, or None
         The best configuration; None where the workload's regimes have records of their own and
         this entry only compares kernels.
-    seconds : float
-        Of one call with it.
+    seconds : float or None
+        Of one call with it; None for boards.
     default : dict
         What rules alone choose (``kernel``, ``config``) and its ``seconds``, measured in turns
-        with the best.
+        with the best, or its ``instructions``.
     trials : int
         Configurations of this kernel that were tried.
     machine : str
         Where.
     versions : dict of str to str
         Of ``tvm`` and ``tbn_tvm``.
+    instructions : float or None
+        Of one call on an emulated board.
     """
 
     version: int
     config: dict[str, int] | None
-    seconds: float
+    seconds: float | None
     default: dict
     trials: int
     machine: str
     versions: dict[str, str] = field(default_factory=dict)
+    instructions: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """What makes a kernel better than another of the same record: less of this."""
+        return self.seconds if self.seconds is not None else self.instructions
 
     @property
     def ratio(self) -> float:
-        """Time over that of the default."""
-        return self.seconds / self.default["seconds"]
+        """Cost over that of the default."""
+        measured = "instructions" if self.seconds is None else "seconds"
+        return self.cost / self.default[measured]
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,7 @@ def _report_board(args: argparse.Namespace, project, tell, initialisers: list | 
             "memory": {key: project.memory[key] for key in sums},
             "memory_report": memory,
             "plot": plotted and str(plotted),
+            "kernels": project.kernels,
             **project.signature.to_dict(),
             "layers": project.layers,
         }
@@ -228,7 +229,7 @@ def _report_board(args: argparse.Namespace, project, tell, initialisers: list | 
     print_table(
         f"{project.name} for {project.board.name}",
         ("", ""),
-        [*files, *([("plot", str(plotted))] if plotted else [])],
+        [*files, *([("plot", str(plotted))] if plotted else []), *_kernel_rows(project.kernels)],
     )
     print_memory(memory)
     if initialisers is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from tbn_tvm.micro.planner import Plan
     from tbn_tvm.micro.program import Program
     from tbn_tvm.micro.quantization import Calibration
+    from tbn_tvm.schedules.records import Records
     from tbn_tvm.targets import Board
 
 IO = ("arena", "static")
@@ -40,6 +42,9 @@ class Lowered:
         Scales of inputs and outputs where they are integers.
     io : str
         Where inputs and outputs lie, one of ``IO``.
+    kernels : list of dict
+        The chosen kernels and who chose them, as
+        :func:`tbn_tvm.schedules.records.report.used_kernels` lists them.
     """
 
     model: Imported
@@ -48,6 +53,7 @@ class Lowered:
     signature: Signature
     quantization: Quantization | None
     io: str = "arena"
+    kernels: list[dict] = field(default_factory=list)
 
     @property
     def memory(self) -> dict:
@@ -100,6 +106,7 @@ def lower_model(
     dump_ir: Path | None = None,
     calibration: Calibration | None = None,
     io: str = "arena",
+    records: str | os.PathLike | Records | None = None,
 ) -> Lowered:
     """Lower a model to kernels in portable C, for one sample.
 
@@ -116,6 +123,9 @@ def lower_model(
     io : str
         ``arena``: inputs and outputs lie in the arena, where other buffers take their place when
         they are no longer, or not yet, needed. ``static``: they have memory of their own.
+    records : path or Records, optional
+        A folder of ``tbn-tvm tune``, whose choices of kernels go before the shipped ones, which
+        go before the rules.
 
     Raises
     ------
@@ -128,17 +138,21 @@ def lower_model(
     from tbn_tvm.micro.planner import plan_arena
     from tbn_tvm.micro.program import extract_program
     from tbn_tvm.schedules.families import bare_metal
+    from tbn_tvm.schedules.records import Records
+    from tbn_tvm.schedules.records.report import used_kernels
 
     if io not in IO:
         raise UsageError(f"io {io!r}: expected {' or '.join(IO)}")
     check_samples_independent(model)
     target = bare_metal()
     if board is not None:
-        target = bare_metal(board.features, board.ram_bytes - board.stack_bytes)
-    phases, quantization = pipeline.cortex_m_phases(target), None
+        target = bare_metal(board.features, board.ram_bytes - board.stack_bytes, board.core)
+    if records is None or isinstance(records, (str, os.PathLike)):
+        records = Records.load(target, records)
+    phases, quantization = pipeline.cortex_m_phases(target, records), None
     mod = model.mod
     if calibration is not None:
-        mod, quantization = calibration.apply(model, phases[0], target, dump_ir)
+        mod, quantization = calibration.apply(model, phases[0], target, dump_ir, records)
         phases = phases[1:]
     mod = pipeline.run(mod, phases, target, dump_ir)
     program = extract_program(mod, model.name)
@@ -152,7 +166,7 @@ def lower_model(
     placed = [buffer for buffer in program.buffers if buffer.name not in apart]
     choices = [pair for pair in program.in_place_choices() if apart.isdisjoint(pair)]
     plan = plan_arena(placed, choices)
-    return Lowered(model, program, plan, signature, quantization, io)
+    return Lowered(model, program, plan, signature, quantization, io, used_kernels(mod))
 
 
 def check_samples_independent(model: Imported) -> None:

@@ -63,6 +63,8 @@ class Project:
         Everything but the metadata, by path relative to the folder.
     quantization : Quantization, optional
         How the device's integers stand for the signature's real numbers.
+    kernels : list of dict
+        The chosen kernels of tiled layers and who chose them.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Project:
     versions: dict
     files: dict[str, bytes] = field(repr=False)
     quantization: Quantization | None = None
+    kernels: list[dict] = field(default_factory=list)
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write the project to a folder, which it replaces if that held a project.
@@ -99,6 +102,7 @@ class Project:
             **self.signature.to_dict(),
             "memory": self.memory,
             "layers": self.layers,
+            "kernels": self.kernels,
             "quantization": self.quantization and self.quantization.to_dict(),
             "files": {n: hashlib.sha256(d).hexdigest() for n, d in sorted(self.files.items())},
         }
@@ -153,6 +157,7 @@ class Project:
             versions=fields["versions"],
             files=files,
             quantization=Quantization.from_dict(fields.get("quantization")),
+            kernels=fields.get("kernels", []),
         )
 
 
@@ -179,6 +184,7 @@ def create_project(
     dump_ir: Path | None = None,
     calibration: Calibration | None = None,
     io: str = "arena",
+    records: str | os.PathLike | None = None,
 ) -> Project:
     """Lower a model and generate its project.
 
@@ -195,6 +201,8 @@ def create_project(
     io : str
         Where inputs and outputs lie: ``arena`` or ``static``, as in
         :func:`tbn_tvm.micro.lower.lower_model`.
+    records : path, optional
+        A folder of ``tbn-tvm tune``.
 
     Raises
     ------
@@ -212,11 +220,13 @@ def create_project(
             f"the model has {tensors} inputs and outputs: the device's protocol has room for "
             f"{MAX_TENSORS}"
         )
-    lowered = lower_model(model, board, dump_ir=dump_ir, calibration=calibration, io=io)
+    lowered = lower_model(
+        model, board, dump_ir=dump_ir, calibration=calibration, io=io, records=records
+    )
     check_fit(board, lowered)
     digest, generated = lowered.sources()
     files = {name: text.encode() for name, text in generated.items()}
-    files.update(_support_files(board))
+    files.update(support_files(board))
     return Project(
         name=model.name,
         board=board,
@@ -227,6 +237,7 @@ def create_project(
         versions=versions(),
         files=files,
         quantization=lowered.quantization,
+        kernels=lowered.kernels,
     )
 
 
@@ -283,7 +294,7 @@ def _is_project(folder: Path) -> bool:
         return False
 
 
-def _support_files(board: Board) -> dict[str, bytes]:
+def support_files(board: Board) -> dict[str, bytes]:
     """The device's server and the board's files, by their path in the project."""
     files = {f"device/{path.name}": path.read_bytes() for path in sorted(_DEVICE.glob("*.[ch]"))}
     for source in (*board.sources, board.linker_script, TARGETS / "cortex_m" / "sections.ld"):

@@ -105,7 +105,7 @@ class Calibration:
         return quantize(mod, calibrate(mod, list(arrays)), self.scheme)
 
     def apply(
-        self, model: Imported, phase, target: tvm.target.Target, dump_ir: Path | None
+        self, model: Imported, phase, target: tvm.target.Target, dump_ir: Path | None, records=None
     ) -> tuple[tvm.IRModule, Quantization]:
         """The module in integers, and the scales of its ends."""
         from tbn_tvm.quantize import lower
@@ -115,4 +115,4 @@ class Calibration:
             tuple(quantized.tensors[name] for name in quantized.inputs),
             tuple(quantized.tensors[name] for name in quantized.outputs),
         )
-        return lower(quantized, target), ends
+        return lower(quantized, target, records), ends

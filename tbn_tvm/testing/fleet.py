@@ -9,7 +9,7 @@ import numpy as np
 from tbn_tvm.compiler import versions
 from tbn_tvm.micro import Session
 from tbn_tvm.micro.lower import Lowered
-from tbn_tvm.micro.project import Project, _support_files
+from tbn_tvm.micro.project import Project, support_files
 from tbn_tvm.signature import Signature, TensorSpec
 from tbn_tvm.targets import Board
 
@@ -73,11 +73,13 @@ def fleet_project(members: list[Lowered], board: Board) -> Project:
     board : Board
         What for.
     """
-    files = {name: text for name, text in _support_files(board).items()}
+    files = support_files(board)
     for member in members:
         _, sources = member.sources()
         for suffix in ("c", "h"):
-            files[f"{member.model.name}.{suffix}"] = sources[f"{member.model.name}.{suffix}"].encode()
+            files[f"{member.model.name}.{suffix}"] = sources[
+                f"{member.model.name}.{suffix}"
+            ].encode()
     ends = {
         end: tuple(
             TensorSpec(f"{member.model.name}_{spec.name}", spec.shape, spec.dtype)
