@@ -62,24 +62,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="DIR",
         help="measured kernel configurations of tbn-tvm tune, before the shipped ones",
     )
-    parser.add_argument(
-        "--activations",
-        choices=["float32", "int8"],
-        default="float32",
-        help="what layers hand to one another on a board or in an export (int8 needs "
-        "--calibration)",
-    )
-    parser.add_argument(
-        "--calibration",
-        metavar="FILE",
-        help=".npz or .npy with samples of the inputs, from which int8 scales are chosen",
-    )
-    parser.add_argument(
-        "--quantization",
-        choices=["affine", "symmetric"],
-        default="affine",
-        help="where the zero of int8 tensors lies",
-    )
+    add_activation_flags(parser)
     parser.add_argument(
         "--io",
         choices=["arena", "static"],
@@ -102,6 +85,34 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+def add_activation_flags(parser: argparse.ArgumentParser) -> None:
+    """What layers hand to one another on a board, for commands that compile for one."""
+    parser.add_argument(
+        "--activations",
+        choices=["float32", "int8"],
+        default="float32",
+        help="what layers hand to one another on a board or in an export (int8 needs "
+        "--calibration)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help=".npz or .npy with samples of the inputs, from which int8 scales are chosen",
+    )
+    parser.add_argument(
+        "--quantization",
+        choices=["affine", "symmetric"],
+        default="affine",
+        help="where the zero of int8 tensors lies",
+    )
+
+
+def check_activation_flags(args: argparse.Namespace) -> None:
+    """Refuse one of the flags without the other."""
+    if (args.activations == "int8") != bool(args.calibration):
+        raise UsageError("--activations int8 and --calibration FILE belong together")
+
+
 def run(args: argparse.Namespace) -> int:
     """Compile, save and report."""
     from tbn_tvm import compiler
@@ -122,8 +133,7 @@ def run(args: argparse.Namespace) -> int:
     _check_output(args.output, is_file)
     if args.records and not Path(args.records).is_dir():
         raise UsageError(f"--records {args.records}: no such folder; tbn-tvm tune writes one")
-    if (args.activations == "int8") != bool(args.calibration):
-        raise UsageError("--activations int8 and --calibration FILE belong together")
+    check_activation_flags(args)
     if args.plot and is_file:
         raise UsageError(f"--plot is for boards, not for {args.target}")
     if args.plot:
@@ -137,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     if args.calibration or args.report:
         model = compiler.import_model(args.model, name=name, dump_ir=args.dump_ir)
     if args.calibration:
-        calibration = _calibration(args, model)
+        calibration = read_calibration(args, model)
     if args.report:
         initialisers = report_of(model)
     compiled = compiler.compile(
@@ -264,8 +274,7 @@ def run_export(args: argparse.Namespace) -> int:
             f"--target {target}: an export is for c (any core) or a board, one of "
             f"{', '.join(board_names())}"
         )
-    if (args.activations == "int8") != bool(args.calibration):
-        raise UsageError("--activations int8 and --calibration FILE belong together")
+    check_activation_flags(args)
     if args.dump_ir and Path(args.dump_ir).is_file():
         raise UsageError(f"--dump-ir {args.dump_ir}: is a file, expected a folder")
     if args.output:
@@ -281,7 +290,7 @@ def run_export(args: argparse.Namespace) -> int:
         args.export,
         None if target == "c" else load_board(target),
         dump_ir=dump_ir,
-        calibration=_calibration(args, model) if args.calibration else None,
+        calibration=read_calibration(args, model) if args.calibration else None,
     )
     path = export.save(args.output or export.default_path)
     if args.json:
@@ -306,7 +315,7 @@ def run_export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _calibration(args: argparse.Namespace, model):
+def read_calibration(args: argparse.Namespace, model):
     """The samples that int8 scales are chosen from."""
     from tbn_tvm.cli.output import load_inputs
     from tbn_tvm.micro.quantization import Calibration

@@ -186,10 +186,15 @@ def run_build(args: argparse.Namespace) -> int:
     from tbn_tvm.micro.project import Project
     from tbn_tvm.micro.report import memory_report, save_report
 
+    if args.board is not None and args.folder is None and not Path(args.project).is_dir():
+        # What is built is to stay: the same folder as of tbn-tvm compile.
+        from tbn_tvm.compiler import default_name
+
+        args.folder = f"{default_name(args.project)}-{args.board}"
     with _project(args) as folder:
         report = build(folder, args.protocol, args.source)
-    memory = memory_report(Project.load(args.project), report)
-    save_report(args.project, memory)
+        memory = memory_report(Project.load(folder), report)
+        save_report(folder, memory)
     if args.json:
         print_json({**report.to_dict(), "memory_report": memory})
     else:
@@ -265,12 +270,12 @@ def run_profile(args: argparse.Namespace) -> int:
 def _profile(args: argparse.Namespace, folder: str) -> int:
     from rich.console import Console
 
-    from tbn_tvm.micro.profile import profile
+    from tbn_tvm.micro.profile import profile, random_inputs
     from tbn_tvm.micro.project import Project
 
     project = Project.load(folder)
     if args.input is None:
-        inputs = _random_inputs(project.signature)
+        inputs = random_inputs(project.signature)
     else:
         inputs, _labels = load_inputs(args.input, project.signature)
         project.signature.bind((inputs,), {})
@@ -306,20 +311,6 @@ def _profile(args: argparse.Namespace, folder: str) -> int:
     elif args.compare:
         print("Every step gives what it gives on this machine.")
     return 0
-
-
-def _random_inputs(signature) -> dict:
-    """Numbers to run a model on that was given none."""
-    import numpy as np
-
-    generator, inputs = np.random.default_rng(0), {}
-    for spec in signature.inputs:
-        one = spec.with_batch(1)
-        if np.dtype(spec.dtype).kind == "f":
-            inputs[spec.name] = generator.standard_normal(one.shape).astype(spec.dtype)
-        else:
-            inputs[spec.name] = generator.integers(0, 2, one.shape).astype(spec.dtype)
-    return inputs
 
 
 def _sizes(report) -> list[tuple]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tbn_tvm.cli.compile import add_activation_flags, check_activation_flags, read_calibration
 from tbn_tvm.cli.output import add_json_flag, print_json, print_table
 from tbn_tvm.errors import UsageError
 
@@ -16,11 +17,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         help="measure a model's kernels and record the best configurations",
         description="Measure configurations of the kernels that MODEL uses and record the best in "
         "a folder, which `tbn-tvm compile --records` takes. Ctrl-C records what was found so far; "
-        "a run that was stopped or killed goes on where it was when it is started again.",
+        "a run that was stopped or killed goes on where it was when it is started again. For a "
+        "board, every kernel that fits a layer is emulated and the one of fewest instructions "
+        "wins: there, none of the options about trials and measuring is needed.",
     )
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument(
-        "--target", default="host", help="host (default), cuda, cuda=sm_90, or a TVM target as JSON"
+        "--target",
+        default="host",
+        help="host (default), cuda, cuda=sm_90, a TVM target as JSON, or a board (tbn-tvm micro "
+        "boards)",
     )
     parser.add_argument(
         "--trials",
@@ -58,6 +64,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         metavar="I",
         help="tune only this layer, counted from 0; may be repeated",
     )
+    add_activation_flags(parser)
     add_json_flag(parser)
     parser.set_defaults(run=run)
 
@@ -71,6 +78,13 @@ def run(args: argparse.Namespace) -> int:
     if any(batch < 1 for batch in args.batch):
         raise UsageError(f"--batch {min(args.batch)}: expected at least 1")
     address = _address(args.tracker) if args.tracker else None
+    check_activation_flags(args)
+    from tbn_tvm.targets import board_names
+
+    if args.target in board_names():
+        return _run_board(args)
+    if args.calibration:
+        raise UsageError(f"--activations int8 is for boards, not for {args.target}")
     from tbn_tvm.tune import tune
 
     tracker = None
@@ -110,6 +124,55 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_board(args: argparse.Namespace) -> int:
+    """Emulate, record and report."""
+    if args.tracker or args.batch:
+        flag = "--tracker" if args.tracker else "--batch"
+        raise UsageError(f"{flag}: a board is emulated here, one sample at a time")
+    from tbn_tvm import compiler
+    from tbn_tvm.targets import load_board
+    from tbn_tvm.tune.boards import tune_board
+
+    def tell(step: str) -> None:
+        if not args.json:
+            print(f"{step} ...", file=sys.stderr)
+
+    tell("importing")
+    model = compiler.import_model(args.model)
+    report = tune_board(
+        model,
+        load_board(args.target),
+        records=args.records,
+        calibration=read_calibration(args, model) if args.calibration else None,
+        layers=args.layer,
+        progress=tell,
+    )
+    if args.json:
+        print_json(report.to_dict())
+        return 0
+    print_table(
+        f"recorded in {report.records}",
+        ("layers", "shape", "kernel", "instructions", "by rule", "instructions"),
+        [
+            (
+                ", ".join(map(str, row.layers)),
+                _shape(row.workload),
+                row.best,
+                round(row.instructions[row.best]),
+                row.default,
+                round(row.instructions[row.default]),
+            )
+            for row in report.measured
+        ],
+    )
+    return 0
+
+
+def _shape(workload) -> str:
+    geometry = workload.product.geometry
+    return f"{geometry.m}x{geometry.n} p {geometry.p}"
+
+
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
@@ -119,10 +182,9 @@ def _address(text: str) -> tuple[str, int]:
 
 def _recorded_row(settled) -> tuple:
     workload = settled.workload
-    geometry = workload.product.geometry
     gain = settled.default_seconds / settled.seconds
     return (
-        f"{geometry.m}x{geometry.n} p {geometry.p} batch {workload.batch or 'any'}",
+        f"{_shape(workload)} batch {workload.batch or 'any'}",
         settled.kernel,
         _config(settled.config) if settled.config is not None else "(kernel only)",
         settled.default_seconds * 1e6,

@@ -20,6 +20,7 @@ from tbn_tvm.errors import ArtifactError, ToolError
 from tbn_tvm.micro.project import Project
 from tbn_tvm.micro.session import Session
 from tbn_tvm.micro.transport import Transport
+from tbn_tvm.signature import Signature
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-6
 """How far a float may be from the host's, by the largest value of its tensor, and in any case."""
@@ -214,6 +215,18 @@ def _differences(times: list[int]) -> np.ndarray:
 
 def _means(times: list[list[int]]) -> np.ndarray:
     return np.mean([_differences(t) for t in times], axis=0)
+
+
+def random_inputs(signature: Signature) -> dict[str, np.ndarray]:
+    """Numbers to run a model on that was given none: one sample of each input, always the same."""
+    generator, inputs = np.random.default_rng(0), {}
+    for spec in signature.inputs:
+        one = spec.with_batch(1)
+        if np.dtype(spec.dtype).kind == "f":
+            inputs[spec.name] = generator.standard_normal(one.shape).astype(spec.dtype)
+        else:
+            inputs[spec.name] = generator.integers(0, 2, one.shape).astype(spec.dtype)
+    return inputs
 
 
 class Reference:

@@ -123,7 +123,7 @@ def tune(
         raise UsageError(f"--trials {trials}: expected at least 1")
     resolved = compiler.resolve_target(target)
     if not isinstance(resolved, dict):
-        raise UsageError(f"{target} is a board: only cpu and cuda targets are tuned")
+        raise UsageError(f"{target} is a board: tune it with tbn_tvm.tune.boards.tune_board")
     folder = Path(records)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--records {folder}: is a file, expected a folder")
