@@ -131,8 +131,7 @@ def run(args: argparse.Namespace) -> int:
     if args.emit and Path(args.output or "").suffix == ".cu":
         raise UsageError(f"-o {args.output}: --emit cuda writes the source there; another suffix")
     _check_output(args.output, is_file)
-    if args.records and not Path(args.records).is_dir():
-        raise UsageError(f"--records {args.records}: no such folder; tbn-tvm tune writes one")
+    _check_records(args.records)
     check_activation_flags(args)
     if args.plot and is_file:
         raise UsageError(f"--plot is for boards, not for {args.target}")
@@ -263,11 +262,12 @@ def run_export(args: argparse.Namespace) -> int:
         raise UsageError(f"{flag} is for a board's project, not for --export {args.export}")
     if args.report:
         raise UsageError("--report with --export: run tbn-tvm inspect MODEL --report instead")
-    for flag in ("batch", "max_batch", "cuda_graph", "emit", "records"):
+    for flag in ("batch", "max_batch", "cuda_graph", "emit"):
         if getattr(args, flag):
             raise UsageError(
                 f"--{flag.replace('_', '-')} is for TVM's run time, not for --export {args.export}"
             )
+    _check_records(args.records)
     target = "c" if args.target is None else args.target
     if target != "c" and target not in board_names():
         raise UsageError(
@@ -291,6 +291,7 @@ def run_export(args: argparse.Namespace) -> int:
         None if target == "c" else load_board(target),
         dump_ir=dump_ir,
         calibration=read_calibration(args, model) if args.calibration else None,
+        records=args.records,
     )
     path = export.save(args.output or export.default_path)
     if args.json:
@@ -356,6 +357,11 @@ def _memory_rows(artifact) -> list[tuple]:
         (f"memory: workspace, {samples}, bytes", plan["workspace"]),
         ("memory: peak as planned, bytes", plan["peak"]),
     ]
+
+
+def _check_records(folder: str | None) -> None:
+    if folder and not Path(folder).is_dir():
+        raise UsageError(f"--records {folder}: no such folder; tbn-tvm tune writes one")
 
 
 def _check_output(output: str | None, is_file: bool) -> None:

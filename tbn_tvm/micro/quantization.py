@@ -98,6 +98,12 @@ class Calibration:
         wrong = [spec for spec in signature.inputs if spec.dtype != "float32"]
         if wrong:
             raise UsageError(f"{wrong[0]}: int8 activations need float32 inputs")
+        several = [s for s in signature.inputs if isinstance(s.shape[0], int) and s.shape[0] != 1]
+        if several:
+            raise UsageError(
+                f"{several[0]}: int8 activations need models of one sample; export it with a batch "
+                "of 1, or of any size (dynamic_shapes)"
+            )
         counts = {len(array) for array in arrays}
         if len(counts) != 1:
             raise UsageError(f"calibration: inputs have {sorted(counts)} samples: expected as many")

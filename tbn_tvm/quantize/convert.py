@@ -12,14 +12,17 @@ from tvm import relax
 from tbn_tvm import op
 from tbn_tvm.errors import TbnError
 from tbn_tvm.quantize.model import (
+    EXPONENTIAL_BITS,
     Add,
     Clamp,
+    Lookup,
     MaxPool,
     Mean,
     Move,
     Operation,
     QuantizedModel,
     Rescale,
+    Softmax,
     TiledProduct,
 )
 from tbn_tvm.quantize.scheme import FixedPoint, Scheme, Tensor
@@ -29,6 +32,25 @@ from tbn_tvm.schedules.reference import Window
 _MOVES = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 _LARGEST_MAGNITUDE = 255
 """Of an int8 less its zero point."""
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+_FUNCTIONS = {
+    "relax.nn.gelu": lambda x: x * 0.5 * (1 + _erf(x / math.sqrt(2))),
+    "relax.nn.gelu_tanh": lambda x: (
+        0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    ),
+    "relax.nn.silu": lambda x: x * _sigmoid(x),
+    "relax.sigmoid": _sigmoid,
+    "relax.tanh": np.tanh,
+    "relax.exp": np.exp,
+}
+"""Functions of one number, which a table of 256 entries holds."""
 
 
 def quantize(
@@ -84,9 +106,8 @@ class _Converter:
     def _count_uses(self) -> dict:
         uses: dict = {}
         for binding in self.bindings:
-            value = binding.value
-            parts = value.args if isinstance(value, relax.Call) else getattr(value, "fields", [])
-            for part in parts:
+            # What the model returns is no use: nothing computes with it.
+            for part in binding.value.args if isinstance(binding.value, relax.Call) else ():
                 if isinstance(part, relax.Var):
                     uses[part] = uses.get(part, 0) + 1
         return uses
@@ -102,6 +123,13 @@ class _Converter:
             self._add(var, value)
         elif name in ("relax.nn.relu", "relax.clip"):
             self._activation(var, value, name)
+        elif name in _FUNCTIONS:
+            self._lookup(var, value, _FUNCTIONS[name])
+        elif name == "relax.nn.leakyrelu":
+            slope = float(value.attrs.alpha)
+            self._lookup(var, value, lambda x: np.where(x < 0, slope * x, x))
+        elif name == "relax.nn.softmax":
+            self._softmax(var, value)
         elif name == "relax.nn.max_pool2d":
             window = _pool_window(value)
             self._keep(var, value.args[0], lambda i, o: MaxPool((i,), o, window))
@@ -121,7 +149,8 @@ class _Converter:
         else:
             raise TbnError(
                 f"{name.removeprefix('relax.')} has no integer form: with int8 activations a model "
-                "has tiled layers, additions, ReLU, clip, pooling, means and changes of shape; "
+                "has tiled layers, additions, activations (ReLU, clip, GELU, SiLU, sigmoid, tanh), "
+                "softmax, pooling, means and changes of shape; "
                 "leave out --activations int8, or remove the operator"
             )
 
@@ -133,7 +162,7 @@ class _Converter:
         if alpha is None or constant_array(call.args[1]) is None:
             raise TbnError("a tiled layer whose weights are no constants cannot be quantized")
         bias = constant_array(call.args[3]) if len(call.args) == 4 else np.zeros(1)
-        out = self._target(var, wide=var in self.results)
+        out = self._target(var, wide=self._is_end(var))
         factors = alpha.astype(np.float64) * x.scale / out.scale
         offsets = bias.astype(np.float64) / out.scale + out.zero_point
         fixed = FixedPoint.of(factors, offsets, product.geometry.n * _LARGEST_MAGNITUDE)
@@ -190,11 +219,35 @@ class _Converter:
         operation = Rescale((self.names[source],), var.name, x.zero_point, fixed, clamp)
         self._emit(var, out, operation)
 
+    def _lookup(self, var, call, function) -> None:
+        x, out = self._input(call.args[0]), self._target(var, wide=self._is_end(var))
+        integers = np.arange(-128, 128)
+        table = out.quantize(function((integers - x.zero_point) * x.scale))
+        self._emit(var, out, Lookup((self.names[call.args[0]],), var.name, table))
+
+    def _softmax(self, var, call) -> None:
+        x, shape = self._input(call.args[0]), _shape(call.args[0])
+        axis = int(call.attrs.axis) % len(shape)
+        if shape[axis] > 1 << EXPONENTIAL_BITS:
+            raise TbnError(f"softmax over {shape[axis]} values has no integer form here")
+        if self._is_end(var):
+            bits, zero_point, dtype = 15, 0, "int16"
+        elif self.scheme is Scheme.AFFINE:
+            bits, zero_point, dtype = 8, -128, "int8"
+        else:
+            bits, zero_point, dtype = 7, 0, "int8"
+        out = Tensor(2.0**-bits, zero_point, dtype)
+        steps = np.exp(-x.scale * np.arange(256)) * 2.0**EXPONENTIAL_BITS
+        table = np.rint(steps).astype(np.int32)
+        clamp = _whole(out)
+        names = (self.names[call.args[0]],)
+        self._emit(var, out, Softmax(names, var.name, axis, table, bits, zero_point, clamp))
+
     def _mean(self, var, call, axes, keepdims, window) -> None:
         x = self._input(call.args[0])
         shape = _shape(call.args[0])
         count = math.prod(window.kernel) if window else math.prod(shape[axis] for axis in axes)
-        out = self._target(var, wide=var in self.results)
+        out = self._target(var, wide=self._is_end(var))
         factors = np.array([x.scale / out.scale / count])
         fixed = FixedPoint.of(factors, np.array([out.zero_point]), count * _LARGEST_MAGNITUDE)
         self._emit(
@@ -238,11 +291,18 @@ class _Converter:
         follower = self._only_activation(var)
         if follower is not None:
             low, high = self.ranges[follower.name]
-            wide = wide or follower in self.results
+            wide = wide or self._is_end(follower)
         # Room for inputs beyond the samples' range, of which 16 bits have plenty.
         slack = 2.0 if wide else 1.0
         dtype = "int16" if wide else "int8"
         return Tensor.covering(low * slack, high * slack, self.scheme, dtype)
+
+    def _is_end(self, var) -> bool:
+        """Whether the model returns a value and computes nothing from it.
+
+        Operations take int8, so an output that is also read on the way has no more.
+        """
+        return var in self.results and not self.uses.get(var, 0)
 
     def _only_activation(self, var):
         if self.uses.get(var, 0) != 1 or var in self.results:

@@ -13,12 +13,14 @@ from tvm import tirx as tir
 from tbn_tvm.quantize.model import (
     Add,
     Clamp,
+    Lookup,
     MaxPool,
     Mean,
     Move,
     Operation,
     QuantizedModel,
     Rescale,
+    Softmax,
     TiledProduct,
 )
 from tbn_tvm.quantize.scheme import FixedPoint
@@ -77,6 +79,12 @@ class _Builder:
                 if operation.order is not None:
                     x = self.builder.emit(relax.op.permute_dims(x, list(operation.order)))
                 return self.builder.emit(relax.op.reshape(x, operation.shape))
+            case Lookup():
+                inputs.append(relax.const(operation.table))
+                made, hint = _looked_up, "lookup"
+            case Softmax():
+                inputs.append(relax.const(operation.table))
+                made, hint = functools.partial(_softmax, operation), "softmax"
             case Add():
                 made, hint = functools.partial(_add, operation), "add"
             case Rescale():
@@ -238,6 +246,43 @@ def _mean(operation: Mean, x):
         return _clamped(scaled, fixed, operation.clamp)
 
     return te.compute(sums.shape, output, "mean")
+
+
+def _looked_up(x, table):
+    return te.compute(x.shape, lambda *i: table(x(*i).astype("int32") + 128), "lookup")
+
+
+def _softmax(operation: Softmax, x, table):
+    axis, extent = operation.axis, x.shape[operation.axis]
+    kept = [size for at, size in enumerate(x.shape) if at != axis]
+
+    def along(reduced, rest):
+        return [*rest[:axis], reduced, *rest[axis:]]
+
+    def without(indices):
+        return [index for at, index in enumerate(indices) if at != axis]
+
+    k, j = te.reduce_axis((0, extent), "k"), te.reduce_axis((0, extent), "j")
+    largest = te.compute(
+        kept, lambda *i: te.max(x(*along(k, i)).astype("int32"), axis=k), "largest"
+    )
+    exponentials = te.compute(
+        x.shape,
+        lambda *i: table(largest(*without(i)) - x(*i).astype("int32")),
+        "exponentials",
+    )
+    sums = te.compute(kept, lambda *i: te.sum(exponentials(*along(j, i)), axis=j), "sums")
+
+    def output(*i):
+        total = sums(*without(i))
+        half = tir.shift_right(total, tir.const(1, "int32"))
+        raised = tir.shift_left(exponentials(*i), tir.const(operation.bits, "int32"))
+        scaled = tir.truncdiv(raised + half, total) + operation.zero_point
+        clamp = operation.clamp
+        bounded = tir.max(tir.min(scaled, clamp.high), clamp.low)
+        return bounded.astype(clamp.dtype)
+
+    return te.compute(x.shape, output, "softmax")
 
 
 def _max_pool(operation: MaxPool, x):

@@ -176,6 +176,60 @@ class MaxPool(Operation):
 
 
 @dataclass(frozen=True)
+class Lookup(Operation):
+    """Any function of one number: its result for each of the 256 int8.
+
+    Attributes
+    ----------
+    table : numpy.ndarray
+        int8 or int16, shape ``(256,)``; entry ``x + 128`` is the result for ``x``.
+    """
+
+    table: np.ndarray
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        return self.table[x.astype(np.int64) + 128]
+
+
+EXPONENTIAL_BITS = 15
+"""Of the exponentials of a softmax: the largest is ``2**15``, and 32,768 of them fit 31 bits."""
+
+
+@dataclass(frozen=True)
+class Softmax(Operation):
+    """Exponentials by table, over their sum: one division an element, rounded to nearest.
+
+    Attributes
+    ----------
+    axis : int
+        Along which the results add up to one.
+    table : numpy.ndarray
+        int32, shape ``(256,)``: ``exp(-scale * d)`` for each distance ``d`` from the largest
+        input, in steps of ``2**-EXPONENTIAL_BITS``.
+    bits : int
+        The output's scale is ``2**-bits``.
+    zero_point : int
+        Of the output.
+    clamp : Clamp
+        Likewise.
+    """
+
+    axis: int
+    table: np.ndarray
+    bits: int
+    zero_point: int
+    clamp: Clamp
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        values = x.astype(np.int64)
+        exponentials = self.table[values.max(self.axis, keepdims=True) - values].astype(np.int64)
+        sums = exponentials.sum(self.axis, keepdims=True)
+        scaled = ((exponentials << self.bits) + (sums >> 1)) // sums
+        assert ((exponentials << self.bits) + (sums >> 1)).max() < 2**31
+        return self.clamp(scaled + self.zero_point)
+
+
+@dataclass(frozen=True)
 class Move(Operation):
     """A change of shape or order: no arithmetic.
 

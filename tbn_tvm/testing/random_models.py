@@ -36,6 +36,10 @@ POINTWISE = {
 }
 
 
+INTEGER = ["relu", "relu6", "gelu", "sigmoid", "tanh"]
+"""Those of them that int8 models can have."""
+
+
 @dataclass(frozen=True)
 class Dense:
     """A tiled linear layer; an image is flattened before it."""
@@ -337,13 +341,13 @@ def _followers(draw, shape: tuple[int, ...], integer: bool) -> list:
         pool = Pool(draw(st.sampled_from(["max", "avg"])), kernel, stride, padding)
         means = st.just(GlobalMean())
         made.append(draw(st.one_of(st.just(pool), st.just(pool), means)))
-    if not integer and draw(st.integers(0, 5)) == 5:
-        made.append(draw(st.sampled_from([Softmax(), Norm("layer")])))
+    if draw(st.integers(0, 5)) == 5:
+        made.append(Softmax() if integer else draw(st.sampled_from([Softmax(), Norm("layer")])))
     return made
 
 
 def _pointwise(integer: bool):
-    names = ["relu", "relu6"] if integer else list(POINTWISE)
+    names = INTEGER if integer else list(POINTWISE)
     return st.sampled_from(names).map(Pointwise)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import tbn_tvm
 from tbn_tvm.compiler import import_model
-from tbn_tvm.errors import InputError, TbnError
+from tbn_tvm.errors import InputError, TbnError, UsageError
 from tbn_tvm.micro.quantization import Calibration
 from tbn_tvm.nn import TiledConv2d, TiledLinear, freeze
 from tbn_tvm.quantize import Scheme
@@ -147,18 +147,61 @@ def test_mnist_accuracy_is_within_a_third_of_a_point_of_float(example, mnist_dig
     assert abs(accuracy - reference) < 0.003
 
 
+FUNCTIONS = (nn.GELU(), nn.Sigmoid(), nn.Tanh(), nn.LeakyReLU(0.1), nn.Softmax(-1))
+
+
+@pytest.mark.parametrize("scheme", Scheme)
+def test_functions_of_one_number_and_softmax_are_bit_exact_and_near_the_float_model(scheme):
+    """In one model, each between two layers; the last softmax is the model's output."""
+    torch.manual_seed(0)
+    layers = []
+    for function in FUNCTIONS:
+        layers += [TiledLinear(16, 16, p=4), function]
+    model, x = nn.Sequential(TiledLinear(12, 16, p=4), *FUNCTIONS[-1:], *layers), torch.randn(8, 12)
+    net = imported(model, x)
+    calibration = calibrated(net, x, scheme)
+    integers, run = calibration.quantized(net), HostBuild(net, calibration)
+    name = next(iter(integers.inputs))
+    for sample in x.numpy():
+        given_ = integers.tensors[name].quantize(sample[None])
+        np.testing.assert_array_equal(run(given_), integers.run_integers(given_)[0])
+    expected = model(x).detach().numpy()
+    assert np.abs(integers.run(x.numpy())[0] - expected).max() < 0.05
+    assert integers.tensors[integers.outputs[0]].dtype == "int16"
+
+
+def test_an_output_that_is_computed_with_as_well_has_the_bits_that_kernels_take():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = TiledLinear(8, 6, p=2), TiledLinear(6, 4, p=2)
+
+        def forward(self, x):
+            features = self.first(x)
+            return features, self.second(features)
+
+    torch.manual_seed(0)
+    model, x = Two().eval(), torch.randn(6, 8)
+    net = imported(model, x)
+    integers = calibrated(net, x).quantized(net)
+    assert [integers.tensors[name].dtype for name in integers.outputs] == ["int8", "int16"]
+    for made, expected in zip(integers.run(x.numpy()), model(x), strict=True):
+        expected = expected.detach().numpy()
+        assert np.abs(made - expected).max() < 0.05 * np.abs(expected).max()
+
+
 def test_operators_without_an_integer_form_are_named():
-    class Gelu(nn.Module):
+    class Sine(nn.Module):
         def __init__(self):
             super().__init__()
             self.layer = TiledLinear(8, 4, p=2)
 
         def forward(self, x):
-            return torch.nn.functional.gelu(self.layer(x))
+            return torch.sin(self.layer(x))
 
-    with pytest.raises(TbnError, match=r"gelu has no integer form"):
+    with pytest.raises(TbnError, match=r"sin has no integer form"):
         x = torch.randn(2, 8)
-        net = imported(Gelu(), x)
+        net = imported(Sine(), x)
         calibrated(net, x).quantized(net)
 
 
@@ -168,6 +211,14 @@ def test_useless_samples_are_refused(samples):
     calibration = Calibration({net.signature.inputs[0].name: samples.astype("float32")})
     with pytest.raises(InputError):
         calibration.quantized(net)
+
+
+def test_a_model_of_several_samples_is_refused_with_what_to_do():
+    x = torch.randn(2, 8)
+    program = torch.export.export(freeze(TiledLinear(8, 4, p=2)), (x,))
+    with pytest.raises(UsageError, match="export it with a batch of 1"):
+        net = import_model(program, name="net")
+        calibrated(net, x).quantized(net)
 
 
 @pytest.mark.emulator

@@ -113,6 +113,7 @@ def create_export(
     *,
     dump_ir: Path | None = None,
     calibration: Calibration | None = None,
+    records: str | os.PathLike | None = None,
 ) -> Export:
     """Lower a model and print it as C in the form of an export.
 
@@ -128,6 +129,8 @@ def create_export(
         A folder for the IR after each phase.
     calibration : Calibration, optional
         Samples from which int8 activations get their scales; float32 without.
+    records : path, optional
+        A folder of ``tbn-tvm tune`` for the board.
 
     Raises
     ------
@@ -141,7 +144,7 @@ def create_export(
 
     if kind not in KINDS:
         raise UsageError(f"unknown kind of export {kind!r}: expected one of {', '.join(KINDS)}")
-    lowered = lower_model(model, board, dump_ir=dump_ir, calibration=calibration)
+    lowered = lower_model(model, board, dump_ir=dump_ir, calibration=calibration, records=records)
     digest, sources = lowered.sources()
     facts = Facts(lowered, digest, sources, versions(), board)
     return Export(kind, facts, _WRITERS[kind](facts))
