@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from enum import Enum
 
@@ -117,8 +118,13 @@ class FixedPoint:
         ):
             shift -= 1
         half = 2 ** (shift - 1) if shift else 0
-        return cls(
-            np.rint(factors * 2.0**shift).astype(np.int16),
-            (np.rint(offsets * 2.0**shift) + half).astype(np.int32),
-            shift,
-        )
+        multipliers = np.rint(factors * 2.0**shift)
+        offsets = np.rint(offsets * 2.0**shift) + half
+        if not shift:
+            # Outputs whose step is next to nothing, as of a layer that was 0 for all samples. With
+            # less than asked for they leave the output's range as well, and 32 bits they do not.
+            room = ACCUMULATOR_LIMIT // 2
+            offsets = np.clip(offsets, -room, room)
+            most = min(2**MULTIPLIER_BITS - 1, room // max(math.ceil(bound), 1))
+            multipliers = np.clip(multipliers, -most, most)
+        return cls(multipliers.astype(np.int16), offsets.astype(np.int32), shift)

@@ -177,6 +177,15 @@ def test_a_picture_is_drawn_on_request(cwd, capsys):
 # -- boards and doctor -----------------------------------------------------------------------
 
 
+@pytest.mark.emulator
+def test_a_model_is_built_for_a_board_into_a_folder_that_stays(cwd, capsys):
+    report = json.loads(succeed(capsys, "micro", "build", "tiny.pt2", "--board", BOARD, "--json"))
+    project = cwd / f"tiny-{BOARD}"
+    assert Path(report["elf"]).resolve() == project / "build" / "firmware.elf"
+    assert (project / "build" / "firmware.elf").is_file()
+    assert json.loads((project / "build" / "memory.json").read_text()) == report["memory_report"]
+
+
 def test_boards_are_listed(capsys):
     boards = json.loads(succeed(capsys, "micro", "boards", "--json"))["boards"]
     (board,) = [board for board in boards if board["name"] == BOARD]

@@ -45,3 +45,14 @@ def test_fixed_point_never_overflows_and_is_as_fine_as_16_bits_allow(data):
     made = (fixed.multipliers.astype(np.int64) * bound + fixed.offsets) / 2.0**fixed.shift
     # Half a step of rounding is in the offset; each multiplier is off by half of its own.
     assert np.abs(made - 0.5 - exact).max() <= 0.5 * bound / 2.0**fixed.shift + 1
+
+
+@pytest.mark.parametrize("factor", [1e5, -1e9, 1e12])
+def test_steps_next_to_nothing_saturate_and_do_not_overflow(factor):
+    """As of a layer that calibration never saw above 0."""
+    bound = 200_000
+    fixed = FixedPoint.of(np.array([factor]), np.array([3e11]), bound)
+    (multiplier,) = fixed.multipliers.astype(int)
+    assert abs(bound * multiplier) + abs(int(fixed.offsets[0])) < 2**31
+    assert np.sign(multiplier) == np.sign(factor)
+    assert (int(fixed.offsets[0]) >> fixed.shift) > 127
