@@ -7,6 +7,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from tbn_tvm.cli.activations import (
+    add_activation_flags,
+    check_activation_flags,
+    read_calibration,
+)
 from tbn_tvm.cli.initialisers import add_report_flag, print_report, report_of
 from tbn_tvm.cli.output import add_json_flag, print_json, print_table, write_whole
 from tbn_tvm.errors import UsageError
@@ -83,34 +88,6 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add_report_flag(parser)
     add_json_flag(parser)
     parser.set_defaults(run=run)
-
-
-def add_activation_flags(parser: argparse.ArgumentParser) -> None:
-    """What layers hand to one another on a board, for commands that compile for one."""
-    parser.add_argument(
-        "--activations",
-        choices=["float32", "int8"],
-        default="float32",
-        help="what layers hand to one another on a board or in an export (int8 needs "
-        "--calibration)",
-    )
-    parser.add_argument(
-        "--calibration",
-        metavar="FILE",
-        help=".npz or .npy with samples of the inputs, from which int8 scales are chosen",
-    )
-    parser.add_argument(
-        "--quantization",
-        choices=["affine", "symmetric"],
-        default="affine",
-        help="where the zero of int8 tensors lies",
-    )
-
-
-def check_activation_flags(args: argparse.Namespace) -> None:
-    """Refuse one of the flags without the other."""
-    if (args.activations == "int8") != bool(args.calibration):
-        raise UsageError("--activations int8 and --calibration FILE belong together")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -314,16 +291,6 @@ def run_export(args: argparse.Namespace) -> int:
     ]
     print_table(f"{name} for {target}", ("", ""), rows)
     return 0
-
-
-def read_calibration(args: argparse.Namespace, model):
-    """The samples that int8 scales are chosen from."""
-    from tbn_tvm.cli.output import load_inputs
-    from tbn_tvm.micro.quantization import Calibration
-    from tbn_tvm.quantize import Scheme
-
-    arrays, _labels = load_inputs(args.calibration, model.signature)
-    return Calibration(arrays, Scheme(args.quantization))
 
 
 def _kernel_rows(kernels: list[dict]) -> list[tuple]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tbn_tvm.cli.compile import add_activation_flags, check_activation_flags, read_calibration
+from tbn_tvm.cli.activations import add_activation_flags, check_activation_flags, read_calibration
 from tbn_tvm.cli.output import add_json_flag, print_json, print_table
 from tbn_tvm.errors import UsageError
 
