@@ -68,8 +68,6 @@ def explain_tiling(dense: np.ndarray) -> tuple[TiledTensor | None, str]:
 
 def _why_not(dense: np.ndarray) -> str:
     magnitudes = np.unique(np.abs(dense))
-    if magnitudes.size == 1:
-        return "its weights are of one magnitude, but their signs do not repeat"
     if magnitudes.size > dense.size // 4:
         return "its weights are of many magnitudes: an ordinary float weight"
     return f"its weights are of {magnitudes.size} magnitudes, but no tile of signs repeats"

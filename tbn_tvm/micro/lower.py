@@ -197,7 +197,7 @@ def check_samples_independent(model: Imported) -> None:
             f"inputs {', '.join(map(str, inputs))} and outputs {', '.join(map(str, outputs))} do "
             f"not share one free first axis, so a board cannot run sample by sample; {fix}"
         )
-    if model.program is not None and _samples_meet(model):
+    if (model.program or model.onnx) and _samples_meet(model):
         raise UsageError(
             "a sample's output depends on the others of its batch (a mean over it, say), so a "
             f"board cannot run sample by sample; {fix}"
@@ -207,7 +207,6 @@ def check_samples_independent(model: Imported) -> None:
 def _samples_meet(model: Imported) -> bool:
     """Whether changing the second sample of a batch changes the first's outputs."""
     import torch
-    from torch.utils import _pytree
 
     generator = torch.Generator().manual_seed(0)
 
@@ -224,12 +223,7 @@ def _samples_meet(model: Imported) -> bool:
         if spec.shape and isinstance(spec.shape[0], str):
             value[1] = drawn(spec, 1)[0]
     try:
-        module = model.program.module()
-        with torch.no_grad():
-            results = []
-            for tensors in (batch, other):
-                args, kwargs = _pytree.tree_unflatten(tensors, model.program.call_spec.in_spec)
-                results.append(_pytree.tree_leaves(module(*args, **kwargs)))
+        results = [_outputs(model, tensors) for tensors in (batch, other)]
     except Exception:
         return False  # refused random inputs: nothing is known against the model
     return any(
@@ -237,3 +231,18 @@ def _samples_meet(model: Imported) -> bool:
         for a, b in zip(*results, strict=True)
         if isinstance(a, torch.Tensor) and a.dim()
     )
+
+
+def _outputs(model: Imported, tensors: list) -> list:
+    """What the model's source computes; an ONNX model's is what was imported of it."""
+    import torch
+    from torch.utils import _pytree
+
+    if model.program is None:
+        from tbn_tvm.evaluate import evaluate
+
+        made = evaluate(model, [tensor.numpy() for tensor in tensors])
+        return [torch.from_numpy(array) for array in made]
+    args, kwargs = _pytree.tree_unflatten(tensors, model.program.call_spec.in_spec)
+    with torch.no_grad():
+        return _pytree.tree_leaves(model.program.module()(*args, **kwargs))

@@ -51,7 +51,7 @@ class Worker:
         Memory that one file may take.
     """
 
-    def __init__(self, folder: Path, seconds: float = 20, nbytes: int = 2**31) -> None:
+    def __init__(self, folder: Path, seconds: float = 10, nbytes: int = 2**31) -> None:
         self._folder, self._seconds, self._nbytes = folder, seconds, nbytes
         self._process: subprocess.Popen | None = None
 

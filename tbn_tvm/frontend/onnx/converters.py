@@ -80,9 +80,12 @@ def _resize_by_ratio(inputs, attrs: dict) -> None:
             raise ValueError(f"a scale of {factor} on axis {axis} of {extent} gives no whole size")
 
 
-def _average_only(_inputs, attrs: dict) -> None:
-    if attrs.get("mode", b"avg") != b"avg":
-        raise ValueError(f"mode {attrs['mode'].decode()!r} is not supported")
+def _only_mode(mode: bytes):
+    def guard(_inputs, attrs: dict) -> None:
+        if attrs.get("mode", mode) != mode:
+            raise ValueError(f"mode {attrs['mode'].decode(errors='replace')!r} is not supported")
+
+    return guard
 
 
 def _short_shapes(inputs, _attrs: dict) -> None:
@@ -100,6 +103,7 @@ GUARDS = {
     "Concat": _short_shapes,
     "Dropout": _no_training,
     "Resize": _resize_by_ratio,
-    "RoiAlign": _average_only,
+    "RoiAlign": _only_mode(b"avg"),
+    "SpaceToDepth": _only_mode(b"DCR"),
 }
 """Refuse uses of operators that TVM's converters get wrong; take inputs and attributes."""

@@ -1,0 +1,53 @@
+"""The report says of each initialiser what became of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from tbn_tvm.cli.main import main
+from tbn_tvm.frontend.onnx import prepare
+from tbn_tvm.frontend.onnx.report import report_initialisers
+
+NODE = helper.make_node
+
+
+def test_each_initialiser_is_told_of_and_why(models, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    tiled = models.tiled_weight((16, 32))
+    infinite = rng.standard_normal((8, 16)).astype("f")
+    infinite[0, 0] = np.inf
+    arrays = {
+        "tiled": np.sign(tiled.expand()),
+        "alpha": np.abs(tiled.expand()[:, :1]),
+        "float": rng.standard_normal((16, 16)).astype("f"),
+        "levels": rng.choice(np.array([-2, -1, 1, 2], "f"), (16, 16)),
+        "infinite": infinite,
+        "bias": np.ones(16, "f"),
+        "unused": np.ones(3, "f"),
+    }
+    nodes = [
+        NODE("Mul", ["tiled", "alpha"], ["w"]),
+        NODE("Gemm", ["x", "w", "bias"], ["a"], transB=1),
+        NODE("Gemm", ["a", "float"], ["b"]),
+        NODE("MatMul", ["b", "levels"], ["c"]),
+        NODE("Gemm", ["c", "infinite"], ["y"], transB=1),
+    ]
+    model = models.make(nodes, {"x": [1, 32]}, {"y": [1, 8]}, arrays)
+    prepared = prepare(model)
+    rows = {row.name: row for row in report_initialisers(prepared.graph, prepared.initialisers)}
+    assert list(rows) == list(arrays)
+    assert (rows["tiled"].tiled, rows["tiled"].p, rows["tiled"].q) == (True, 4, 128)
+    assert rows["tiled"].reason == "tiled" and rows["tiled"].alignment == "whole rows"
+    assert rows["alpha"].reason == "folded into 'tiled', which is tiled"
+    assert "an ordinary float weight" in rows["float"].reason
+    assert "of 2 magnitudes, but no tile of signs repeats" in rows["levels"].reason
+    assert "infinite or no number" in rows["infinite"].reason
+    assert rows["bias"].reason == "not the weight of a product: input 2 of Gemm"
+    assert rows["unused"].reason == "nothing uses it"
+
+    path = tmp_path / "m.onnx"
+    onnx.save(model, path)
+    assert main(["inspect", str(path), "--report"]) == 0
+    assert "folded into 'tiled', which is tiled" in capsys.readouterr().out
