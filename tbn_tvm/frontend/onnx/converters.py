@@ -9,6 +9,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 from tvm import tirx as tir
+from tvm.relax.frontend.onnx.onnx_frontend import Expand
 
 from tbn_tvm.frontend.onnx.limits import MAX_RANK
 
@@ -60,6 +61,25 @@ def _pow(_bb, inputs, _attrs: dict, _opset: int) -> relax.Expr:
     return relax.op.power(base, exponent)
 
 
+def _expand(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
+    """To a constant shape, whose extents of 1 keep the input's; TVM's converter fails where those
+    are free."""
+    x, shape = inputs
+    if not isinstance(shape, tvm.ir.GenericConst):
+        return Expand._impl_v13(bb, inputs, attrs, {})
+    wanted = [int(extent) for extent in shape.value.numpy().tolist()]
+    extents = list(x.ty.shape.values)
+    rank = max(len(wanted), len(extents))
+    wanted = [1] * (rank - len(wanted)) + wanted
+    extents = [tir.IntImm("int64", 1)] * (rank - len(extents)) + extents
+    result = []
+    for extent, size in zip(extents, wanted, strict=True):
+        if size != 1 and isinstance(extent, tir.IntImm) and int(extent) not in (1, size):
+            raise ValueError(f"an extent of {extent} cannot be expanded to {size}")
+        result.append(extent if size == 1 else tir.IntImm("int64", size))
+    return relax.op.broadcast_to(x, relax.ShapeExpr(result))
+
+
 def _resize_by_ratio(inputs, attrs: dict) -> None:
     """TVM goes by the ratio of sizes, ONNX by the scale; it knows no filter against aliasing."""
     if attrs.get("antialias", 0):
@@ -95,7 +115,7 @@ def _short_shapes(inputs, _attrs: dict) -> None:
         raise ValueError(f"a shape of {extents} extents")
 
 
-CONVERTERS = {"BitShift": _bit_shift, "Gemm": _gemm, "Pow": _pow}
+CONVERTERS = {"BitShift": _bit_shift, "Expand": _expand, "Gemm": _gemm, "Pow": _pow}
 """Go before TVM's."""
 
 GUARDS = {
