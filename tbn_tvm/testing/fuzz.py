@@ -54,6 +54,7 @@ class Worker:
     def __init__(self, folder: Path, seconds: float = 10, nbytes: int = 2**31) -> None:
         self._folder, self._seconds, self._nbytes = folder, seconds, nbytes
         self._process: subprocess.Popen | None = None
+        self._received = b""
 
     def __enter__(self) -> Worker:
         return self
@@ -64,7 +65,7 @@ class Worker:
     def try_file(self, path: Path) -> tuple[str, str]:
         """The verdict on one file, and its detail."""
         process = self._process or self._start()
-        process.stdin.write(f"{path}\n")
+        process.stdin.write(f"{path}\n".encode())
         process.stdin.flush()
         verdict, detail = self._answer()
         if verdict != "compiled":
@@ -79,8 +80,8 @@ class Worker:
             cwd=self._folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
+        self._received = b""
         verdict, _detail = self._answer(seconds=120)
         if verdict != "ready":
             raise RuntimeError("the worker does not start")
@@ -93,16 +94,19 @@ class Worker:
             ready.register(self._process.stdout, selectors.EVENT_READ)
             # Looked at now and then: on a busy machine much less time is used than passes.
             for _ in range(20):
-                if ready.select(seconds) or self._used() > limit:
+                while b"\n" not in self._received and ready.select(seconds):
+                    content = os.read(self._process.stdout.fileno(), 2**16)
+                    if not content:
+                        status = self._process.wait()
+                        self._stop()
+                        return "crashed", f"exit status {status}"
+                    self._received += content
+                if b"\n" in self._received or self._used() > limit:
                     break
-            if not ready.select(0):
-                self._stop()
-                return "hung", f"after {seconds} s"
-        line = self._process.stdout.readline()
-        if not line:
-            status = self._process.wait()
+        line, found, self._received = self._received.partition(b"\n")
+        if not found:
             self._stop()
-            return "crashed", f"exit status {status}"
+            return "hung", f"after {seconds} s"
         return tuple(json.loads(line))
 
     def _used(self) -> float:

@@ -84,11 +84,15 @@ def _mutate_field(model, rng: random.Random) -> None:
     elif field.message_type is not None:
         same = [m for m in messages if m.DESCRIPTOR is field.message_type]
         if same:
-            copy = type(same[0])()
-            copy.CopyFrom(rng.choice(same))
-            getattr(message, field.name).CopyFrom(copy)
+            _replace(getattr(message, field.name), rng.choice(same))
     else:
         _assign(message, field, _scalar(field, getattr(message, field.name), messages, rng))
+
+
+def _replace(message, other) -> None:
+    """By way of a copy: one may be a part of the other."""
+    content = other.SerializeToString()
+    message.ParseFromString(content)
 
 
 def _mutate_list(message, field, messages: list, rng: random.Random) -> None:
@@ -121,7 +125,7 @@ def _mutate_list(message, field, messages: list, rng: random.Random) -> None:
     else:
         same = [m for m in messages if m.DESCRIPTOR is field.message_type]
         if same:
-            held.add().CopyFrom(rng.choice(same))
+            _replace(held.add(), rng.choice(same))
 
 
 def _scalar(field, old, messages: list, rng: random.Random):
