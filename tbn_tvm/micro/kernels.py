@@ -170,6 +170,15 @@ def _target() -> tvm.target.Target:
     return tvm.target.Target({"kind": "c"})
 
 
+def _absolute(call: tir.Call) -> tir.Call:
+    name = "fabsf" if str(call.ty.dtype) == "float32" else "fabs"
+    return tir.call_pure_extern(str(call.ty.dtype), name, call.args[0])
+
+
+# TVM has C names for all its mathematical functions but this one.
+tir.register_intrin_lowering("tirx.fabs", target="c", f=_absolute)
+
+
 def lower_loops() -> tvm.transform.Pass:
     """Blocks to loops over flat buffers, as TVM's own pipeline does, without its packed calls."""
     s, t = s_tir.transform, tir.transform

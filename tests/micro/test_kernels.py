@@ -56,6 +56,20 @@ def exported(model, x):
     )
 
 
+class Functions(torch.nn.Module):
+    """What models compute elementwise, and where each needs another function of C."""
+
+    def forward(self, x):
+        return torch.cat([x.abs(), torch.nn.functional.normalize(x), x.isinf().float()], 1)
+
+
+def test_functions_without_a_name_in_tvm_are_those_of_c(tmp_path):
+    x = torch.tensor([[-1.5, 0.0, -0.0, 2.0], [3.0, -4.0, 1e-20, -1e30]])
+    project = tbn_tvm.compile(exported(Functions(), x), "mps2-an386", name="functions")
+    y = run_generated_c(project, tmp_path, x.numpy())
+    np.testing.assert_allclose(y, Functions()(x).numpy(), rtol=1e-6)
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.data())
 def test_dense_kernels_of_any_alignment(tmp_path_factory, data):
