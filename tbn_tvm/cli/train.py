@@ -10,6 +10,7 @@ from pathlib import Path
 from tbn_tvm.cli.output import add_json_flag, print_json, print_table
 from tbn_tvm.errors import UsageError
 from tbn_tvm.models.recipes import RECIPES, find_recipe
+from tbn_tvm.plotting import check_plot
 from tbn_tvm.training.recipe import Recipe
 
 STOPPED = 3
@@ -116,7 +117,9 @@ def train(args: argparse.Namespace, recipe: Recipe) -> int:
     """Carry out a run as a command line says, and report."""
     output = _writable(args.output, "-o", ".pt2")
     log = _writable(args.log, "--log") if args.log else None
-    plot = _writable(args.plot, "--plot", ".png") if args.plot else None
+    plot = _writable(args.plot, "--plot") if args.plot else None
+    if plot is not None:
+        check_plot(plot)
 
     from tbn_tvm.cli.train_progress import train_progress
     from tbn_tvm.training import engine

@@ -203,8 +203,8 @@ class Trainer:
         order = group.share(torch.arange(len(split))).split(self._recipe.batch_size)
         for inputs, targets in split.batches(order, None):
             inputs = tuple(x.to(group.device) for x in inputs)
-            with self._mixed_precision():
-                outputs = model(*self._preprocess.shape(self._preprocess(inputs)))
+            # In float32, as what is exported computes.
+            outputs = model(*self._preprocess.shape(self._preprocess(inputs)))
             metric.add(outputs, targets.to(group.device))
         group.add_up(metric.sums)
         return metric.result()

@@ -4,36 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tbn_tvm.errors import ToolError
-from tbn_tvm.training.files import replacing
+from tbn_tvm.plotting import new_figure, save_figure
 
 
 def plot_run(log: dict, path: Path) -> None:
-    """Draw a log as PNG.
+    """Draw a log.
 
     Parameters
     ----------
     log : dict
         As :func:`tbn_tvm.training.engine.run` returns or writes it.
     path : Path
-        Replaced only once the new file is whole.
-
-    Raises
-    ------
-    ToolError
-        Where matplotlib is not installed.
+        ``.png``, ``.pdf`` or ``.svg``; replaced only once the new file is whole.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ToolError(
-            "a plot needs matplotlib, which is not installed: pip install 'tbn-tvm[plot]'"
-        ) from None
     steps = [step for step in log["steps"] if step["phase"] != "chosen"]
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure = new_figure(10, 7)
     top, bottom = figure.subplots(2, 1, sharex=True)
     _line(top, steps, "training loss", lambda step: step.get("loss"))
     names = list(dict.fromkeys(n for step in steps for n in step.get("test", {}) if n != "loss"))
@@ -52,8 +37,7 @@ def plot_run(log: dict, path: Path) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
         axes.grid(alpha=0.3)
-    with replacing(path, "plot") as partial:
-        figure.savefig(partial, format="png", dpi=120)
+    save_figure(figure, path)
 
 
 def _line(axes, steps: list[dict], label: str, value, **style) -> None:

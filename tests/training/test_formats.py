@@ -8,7 +8,15 @@ from tbn_tvm.models.recipes import find_recipe
 from tbn_tvm.training.engine import Options, run
 
 CIFAR = find_recipe("cifar10-resnet8").with_settings(
-    {"sizes.widths": (4, 8, 16), "min_size": 200, "batch_size": 10, "learning_rate": 0.01}
+    {
+        "sizes.widths": (4, 8, 16),
+        "min_size": 200,
+        "batch_size": 10,
+        "optimiser": "adam",
+        "learning_rate": 0.01,
+        "warmup_epochs": 0,
+        "evaluate_every": 1,
+    }
 )
 IMAGENET = find_recipe("imagenet-resnet18").with_settings(
     {
