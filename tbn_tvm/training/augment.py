@@ -63,6 +63,7 @@ def affine(
     scale: float = 0.1,
     shift: float = 0.1,
     shear: float = 0.0,
+    share: float = 1.0,
 ) -> Tensor:
     """Rotate, scale, move and shear each image, with bilinear interpolation.
 
@@ -76,9 +77,14 @@ def affine(
         Sizes are uniform between ``1 - scale`` and ``1 + scale``.
     shift : float
         As a share of height and width, uniform between minus this and this.
+    share : float
+        Of the images that this is done to. What is left as it is keeps the sharp edges that
+        interpolation takes away.
     """
     x = as_unit(x)
     draws = torch.rand(5, len(x), generator=random, dtype=torch.float32) * 2 - 1
+    if share < 1:
+        draws *= torch.rand(len(x), generator=random) < share
     angle, slant = (draws[i] * math.radians(limit) for i, limit in ((0, degrees), (1, shear)))
     size = 1 + draws[2] * scale
     # The grid spans -1 to 1, two units, and holds where each pixel comes from: the inverse map.

@@ -14,6 +14,19 @@ _MLP = Recipe(
     polish_sweeps=10,
 )
 
+_BIASED = Recipe(
+    name="mnist-mlp-bias",
+    about="784-128-10 with biases, below 4 KB of weights: Adam on moved and turned images",
+    model="mnist-mlp",
+    data="mnist",
+    sizes={"bias": True},
+    epochs=100,
+    batch_size=250,
+    learning_rate=3e-3,
+    gradient="exact",
+    augment=("affine:8:0.08:0.02:6:0.5",),
+)
+
 _PAPER = Recipe(
     name="mnist-mlp-paper",
     about="784-128-10 without biases as the authors train it (arXiv:2407.12075, section 5)",
@@ -33,13 +46,12 @@ _CNN = Recipe(
     about="four convolutions and a classifier, for a microcontroller",
     model="mnist-cnn",
     data="mnist",
-    epochs=60,
-    batch_size=128,
-    learning_rate=2e-3,
-    warmup_epochs=1,
+    epochs=20,
+    batch_size=100,
+    learning_rate=3e-3,
     min_size=12_000,
-    augment=("affine:10:0.1:0.1",),
-    label_smoothing=0.05,
+    gradient="exact",
+    augment=("affine:8:0.08:0.05:6",),
 )
 
-RECIPES = (_MLP, _PAPER, _CNN)
+RECIPES = (_MLP, _BIASED, _PAPER, _CNN)
