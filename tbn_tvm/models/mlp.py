@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from tbn_tvm.models.twin import tiled
+from tbn_tvm.nn import MeanOnlyBatchNorm1d
 from tbn_tvm.nn.functional import AlphaMode
 
 PAPER_WIDTHS = (784, 128, 10)
@@ -26,6 +27,7 @@ def mlp(
     widths: Sequence[int] = PAPER_WIDTHS,
     bias: bool = False,
     norm: bool = False,
+    centre: bool = False,
     **options,
 ) -> nn.Sequential:
     """``(B, widths[0]) -> (B, widths[-1])``.
@@ -42,15 +44,20 @@ def mlp(
         Inputs, hidden units of each layer, outputs.
     bias, norm : bool
         Whether layers have biases, and batch norm between them.
+    centre : bool
+        Mean-only batch norm between layers, which ends as their biases; the last layer has a bias
+        then.
     **options
         Further arguments of :func:`tbn_tvm.nn.tile_model`.
     """
     layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(widths):
-        layers += [
-            nn.Linear(inputs, outputs, bias=bias),
-            *([nn.BatchNorm1d(outputs)] if norm else []),
-            nn.ReLU(),
-        ]
+    for inputs, outputs in itertools.pairwise(widths[:-1]):
+        layers.append(nn.Linear(inputs, outputs, bias=bias and not centre))
+        if norm:
+            layers.append(nn.BatchNorm1d(outputs))
+        if centre:
+            layers.append(MeanOnlyBatchNorm1d(outputs))
+        layers.append(nn.ReLU())
     # What leaves the last layer is the result as it is.
-    return tiled(nn.Sequential(*layers[: -2 if norm else -1]), p, min_size, alpha, **options)
+    layers.append(nn.Linear(*widths[-2:], bias=bias or centre))
+    return tiled(nn.Sequential(*layers), p, min_size, alpha, **options)

@@ -2,9 +2,9 @@
 
 32C5, 64C3 and 128C3 of stride 2, 128C3, pool, classifier (LeCun et al., "Gradient-based learning
 applied to document recognition", 1998, with batch norm and ReLU, and strides where that has
-subsampling: a fifth of the multiply-adds). 246,250 parameters for 28 x 28 images, of them 239,616 in
-layers tiled at ``min_size = 12000``: all but the first and the classifier, which are binary. At
-``p = 4`` bits and folded scales and biases take 11.1 KB.
+subsampling: two fifths of the multiply-adds). 246,250 parameters for 28 x 28 images, of them
+239,616 in layers tiled at ``min_size = 12000``: all but the first and the classifier, which are
+binary. At ``p = 4`` bits and folded scales and biases take 11.1 KB.
 """
 
 from __future__ import annotations

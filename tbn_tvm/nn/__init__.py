@@ -10,14 +10,17 @@ from tbn_tvm.nn.layers import (
     TiledConv2d,
     TiledLinear,
 )
+from tbn_tvm.nn.norm import Bias, MeanOnlyBatchNorm1d
 from tbn_tvm.nn.reference import load_reference_state_dict
 
 __all__ = [
+    "Bias",
     "ConversionReport",
     "FrozenTiledConv1d",
     "FrozenTiledConv2d",
     "FrozenTiledLinear",
     "LayerReport",
+    "MeanOnlyBatchNorm1d",
     "TiledConv1d",
     "TiledConv2d",
     "TiledLinear",

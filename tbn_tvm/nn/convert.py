@@ -16,6 +16,7 @@ from tbn_tvm.nn.calibrate import fit_to_outputs
 from tbn_tvm.nn.functional import AlphaMode
 from tbn_tvm.nn.layers import TiledConv1d, TiledConv2d, TiledLinear, resolve_padding
 from tbn_tvm.nn.match import matching_order, require_scipy
+from tbn_tvm.nn.norm import MeanOnlyBatchNorm1d
 from tbn_tvm.nn.permute import permute_outputs
 from tbn_tvm.nn.start import START_MODES, StartMode
 from tbn_tvm.tiling import largest_divisor
@@ -181,7 +182,8 @@ def tile_model(
 def freeze(model: nn.Module) -> nn.Module:
     """Replace trainable tiled layers by frozen ones, in place, and put the model in eval mode.
 
-    Afterwards the state dict holds for each of them the tile's bits, the alphas and the bias.
+    Afterwards the state dict holds for each of them the tile's bits, the alphas and the bias. A
+    :class:`tbn_tvm.nn.MeanOnlyBatchNorm1d` becomes a bias, too.
 
     Returns
     -------
@@ -193,7 +195,11 @@ def freeze(model: nn.Module) -> nn.Module:
         return model.frozen().eval()
     _rewire(
         model,
-        {m: m.frozen().eval() for m in model.modules() if isinstance(m, TiledLayer)},
+        {
+            m: m.frozen().eval()
+            for m in model.modules()
+            if isinstance(m, (TiledLayer, MeanOnlyBatchNorm1d))
+        },
     )
     return model
 

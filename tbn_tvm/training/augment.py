@@ -82,9 +82,12 @@ def affine(
         interpolation takes away.
     """
     x = as_unit(x)
-    draws = torch.rand(5, len(x), generator=random, dtype=torch.float32) * 2 - 1
     if share < 1:
-        draws *= torch.rand(len(x), generator=random) < share
+        chosen = (torch.rand(len(x), generator=random) < share).to(x.device)
+        if not chosen.any():
+            return x
+        return x.index_put((chosen,), affine(x[chosen], random, degrees, scale, shift, shear))
+    draws = torch.rand(5, len(x), generator=random, dtype=torch.float32) * 2 - 1
     angle, slant = (draws[i] * math.radians(limit) for i, limit in ((0, degrees), (1, shear)))
     size = 1 + draws[2] * scale
     # The grid spans -1 to 1, two units, and holds where each pixel comes from: the inverse map.

@@ -60,6 +60,13 @@ def test_an_affine_map_of_nothing_changes_nothing(images):
     torch.testing.assert_close(mapped, images.float() / 255, atol=1e-5, rtol=0)
 
 
+def test_an_affine_map_of_some_images_leaves_the_others_as_they_are(images):
+    mapped = affine(images, generator(), 20.0, share=0.5)
+    same = [torch.equal(a, b) for a, b in zip(mapped, images.float() / 255, strict=True)]
+    assert 10 <= sum(same) <= 30
+    assert torch.equal(affine(images, generator(), 20.0, share=0.0), images.float() / 255)
+
+
 def test_an_affine_map_moves_by_at_most_its_share():
     dot = torch.zeros(200, 1, 21, 21)
     dot[:, :, 10, 10] = 1
