@@ -246,6 +246,41 @@ def test_each_step_of_the_start_brings_outputs_nearer():
     assert distances == sorted(distances, reverse=True)
 
 
+def losses(model, x, y, steps):
+    """Cross entropy before and after some steps of training."""
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    held = []
+    for _ in range(steps + 1):
+        loss = nn.functional.cross_entropy(model(x), y)
+        held.append(float(loss.detach()))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return held[0], held[-1]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_goes_on_better_from_the_fitted_start_than_from_a_random_one(seed):
+    torch.manual_seed(seed)
+    # The float model is right about everything: it is the teacher that the labels come from.
+    teacher = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 6))
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.mul_(3)
+        x = torch.randn(1000, 20)
+        y = teacher(x).argmax(1)
+    found = {}
+    for start, options in {
+        "random": {"start": "random"},
+        "fitted": {"permute": True, "calibration": x[:200]},
+    }.items():
+        model = copy.deepcopy(teacher)
+        tile_model(model, 4, min_size=500, **options)
+        found[start] = losses(model, x, y, 40)
+    assert found["fitted"][0] < found["random"][0]
+    assert found["fitted"][1] < found["random"][1]
+
+
 def test_the_nearest_start_has_the_smallest_error_and_permuting_makes_it_smaller():
     x = torch.randn(8, 40)
     errors = {}
