@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,8 +158,8 @@ def lower_model(
     mod = pipeline.run(mod, phases, target, dump_ir)
     program = extract_program(mod, model.name)
     signature = Signature(
-        tuple(spec.with_batch(1) for spec in model.signature.inputs),
-        tuple(spec.with_batch(1) for spec in model.signature.outputs),
+        _named_in_c(model.signature.inputs),
+        _named_in_c(model.signature.outputs),
     )
     if quantization is not None:
         signature = quantization.on_device(signature)
@@ -202,6 +203,17 @@ def check_samples_independent(model: Imported) -> None:
             "a sample's output depends on the others of its batch (a mean over it, say), so a "
             f"board cannot run sample by sample; {fix}"
         )
+
+
+def _named_in_c(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """One sample's tensors, named as generated C names them: a model's names may be any text."""
+    named: dict[str, TensorSpec] = {}
+    for spec in specs:
+        name = re.sub(r"\W", "_", spec.name, flags=re.ASCII)
+        while name in named:
+            name += "_"
+        named[name] = replace(spec.with_batch(1), name=name)
+    return tuple(named.values())
 
 
 def _samples_meet(model: Imported) -> bool:

@@ -101,7 +101,12 @@ def weights_of(model: OnnxModel) -> dict[str, np.ndarray]:
         source = constant.sources[0] if constant.sources else name
         # What else an initialiser became keeps a name of its own.
         weights.setdefault(
-            source if source not in weights else f"{source} ({name})",
+            _shown(source) if _shown(source) not in weights else _shown(f"{source} ({name})"),
             value.tile if isinstance(value, TiledTensor) else value,
         )
     return weights
+
+
+def _shown(name: str) -> str:
+    """A name as one line that ends no comment of generated C."""
+    return "".join(c if c.isprintable() else "?" for c in name).replace("*/", "* /")
