@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from tbn_tvm.errors import InputError
 from tbn_tvm.nn import ops
-from tbn_tvm.nn.functional import AlphaMode, Gradient, block_alphas, tile_signs, tiled_weight
+from tbn_tvm.nn.functional import (
+    ALPHA_MODES,
+    AlphaMode,
+    Gradient,
+    block_alphas,
+    mirror,
+    tile_signs,
+    tiled_weight,
+)
 from tbn_tvm.nn.start import START_MODES, Start, StartMode, nearest_tiling
 from tbn_tvm.tiling import TiledTensor, largest_divisor
 
@@ -27,8 +35,8 @@ class TiledLayer(nn.Module):
         Whether there is a float bias of shape ``(shape[0],)``.
     p : int
         Compression factor; divides the number of weights.
-    alpha : {"tile", "layer"}
-        One scalar for each use of the tile, or one for the layer.
+    alpha : {"tile", "layer", "mirrored"}
+        See :data:`~tbn_tvm.nn.functional.AlphaMode`.
     alpha_from : {"separate", "scores"}
         Whether alphas are means of a tensor of their own (A of the paper) or of the scores (W).
     gradient : {"identity", "exact"}
@@ -56,7 +64,7 @@ class TiledLayer(nn.Module):
     ) -> None:
         super().__init__()
         for name, value, allowed in (
-            ("alpha", alpha, ("tile", "layer")),
+            ("alpha", alpha, ALPHA_MODES),
             ("alpha_from", alpha_from, ("separate", "scores")),
             ("gradient", gradient, ("identity", "exact")),
         ):
@@ -122,7 +130,8 @@ class TiledLayer(nn.Module):
         # No bit is so unsure that rounding may turn it.
         scores = start.signs * weights.clamp(min=1e-4)
         # |A| has no slope at zero: an alpha of zero would never grow.
-        alphas = start.alphas.clamp(min=float(start.alphas.mean()) / 100).expand(self.p)
+        sizes = start.alphas.abs()
+        alphas = sizes.clamp(min=float(sizes.mean()) / 100).expand(self.p)
         if self.magnitudes is None:
             copies = alphas[:, None] * (scores / scores.abs().mean())
         else:
@@ -149,19 +158,25 @@ class TiledLayer(nn.Module):
         Raises
         ------
         ValueError
-            Where shape, ``p`` or the number of alphas differ, an alpha is negative (alphas are
-            means of magnitudes), or alphas come from the scores.
+            Where shape, ``p`` or the number of alphas differ, an alpha has a sign that this layer's
+            cannot have, or alphas come from the scores.
         """
-        count = self.p if self.alpha == "tile" else 1
+        count = 1 if self.alpha == "layer" else self.p
         if (tiled.shape, tiled.p) != (self.shape, self.p) or tiled.alphas.size != count:
             raise ValueError(f"{tiled!r} does not fit a layer with {self.extra_repr()}")
-        if (tiled.alphas < 0).any():
-            raise ValueError("a trainable layer's alphas are means of magnitudes: none is negative")
+        alphas = torch.from_numpy(tiled.alphas.copy()).to(self.scores)
+        if self.alpha == "mirrored":
+            alphas = alphas * mirror(self.p, alphas)
+        if (alphas < 0).any():
+            raise ValueError(
+                "a trainable layer's alphas are means of magnitudes: none is negative, but for the "
+                f"last p // 2 of mirrored ones; got {tiled.alphas.tolist()}"
+            )
         if self.magnitudes is None:
             raise ValueError("a layer whose alphas come from its scores cannot take other alphas")
         signs = torch.from_numpy(tiled.signs()).to(self.scores)
         self.scores.copy_(signs.repeat(self.p).reshape(self.shape))
-        alphas = torch.from_numpy(tiled.alphas.copy()).to(self.scores).expand(self.p)
+        alphas = alphas.expand(self.p)
         self.magnitudes.copy_(alphas.repeat_interleave(tiled.q).reshape(self.shape))
 
     @property

@@ -93,7 +93,7 @@ def _fit_layer(layer: TiledLayer, x: Tensor, expected: Tensor) -> None:
 
 def _factors(layer: TiledLayer, product: Tensor, target: Tensor) -> Tensor:
     """By how much each alpha changes: one factor a block where blocks are whole rows."""
-    alone = layer.alpha == "tile" and layer.shape[0] % layer.p == 0
+    alone = layer.alpha != "layer" and layer.shape[0] % layer.p == 0
     blocks = layer.p if alone else 1
     both = (product * target).reshape(blocks, -1).sum(1)
     energy = product.square().reshape(blocks, -1).sum(1)

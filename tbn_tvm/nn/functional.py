@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 Gradient = Literal["identity", "exact"]
-AlphaMode = Literal["tile", "layer"]
+AlphaMode = Literal["tile", "layer", "mirrored"]
+"""``tile``: one scalar for each use of the tile; ``layer``: one for the layer; ``mirrored``: as
+``tile``, those of the last ``p // 2`` uses negative.
+
+The paper has the first two. Where tiles are whole rows, ``p`` output features are positive
+multiples of one product, which biases and ReLU can bend at ``p`` places but in one direction only.
+Mirrored uses bend in the other, and cost nothing: a stored scalar has a sign anyway.
+"""
+
+ALPHA_MODES: tuple[AlphaMode, ...] = ("tile", "layer", "mirrored")
 
 
 class _SignAndTile(torch.autograd.Function):
@@ -76,9 +85,25 @@ def block_alphas(magnitudes: Tensor, p: int, alpha: AlphaMode = "tile") -> Tenso
     Returns
     -------
     Tensor
-        Shape ``(p,)`` for ``tile``, ``(1,)`` for ``layer``.
+        Shape ``(1,)`` for ``layer``, else ``(p,)``; negative where they are mirrored.
     """
-    return magnitudes.abs().reshape(p if alpha == "tile" else 1, -1).mean(1)
+    means = magnitudes.abs().reshape(1 if alpha == "layer" else p, -1).mean(1)
+    return means * mirror(p, means) if alpha == "mirrored" else means
+
+
+def mirror(p: int, like: Tensor) -> Tensor:
+    """The signs of mirrored alphas, shape ``(p,)``: the last ``p // 2`` are -1.
+
+    Parameters
+    ----------
+    p : int
+        Compression factor.
+    like : Tensor
+        Whose dtype and device they take.
+    """
+    signs = torch.ones(p, dtype=like.dtype, device=like.device)
+    signs[p - p // 2 :] = -1
+    return signs
 
 
 def tiled_weight(
@@ -96,8 +121,8 @@ def tiled_weight(
         W and A of the paper, full shape; they may be the same tensor.
     p : int
         Compression factor.
-    alpha : {"tile", "layer"}
-        One scalar for each use of the tile, or one for the layer.
+    alpha : {"tile", "layer", "mirrored"}
+        See :data:`AlphaMode`.
     gradient : {"identity", "exact"}
         See :func:`sign_and_tile`.
     """

@@ -35,7 +35,7 @@ def matching_order(weight: Tensor, p: int, alpha: AlphaMode = "tile") -> Tensor:
         Float, shape ``(m, ...)``, ``p`` dividing ``m``.
     p : int
         Compression factor.
-    alpha : {"tile", "layer"}
+    alpha : {"tile", "layer", "mirrored"}
         One scalar for each use of the tile, or one for the layer.
 
     Returns

@@ -10,13 +10,13 @@ in closed form.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tbn_tvm.nn.functional import AlphaMode
+from tbn_tvm.nn.functional import AlphaMode, mirror
 
 StartMode = Literal["nearest", "copy", "random"]
 """``nearest``: this module's start. ``copy``: the float weight becomes scores and magnitudes.
@@ -37,7 +37,7 @@ class Start:
     signs : Tensor
         +1 or -1, shape ``(q,)``.
     alphas : Tensor
-        Not negative, shape ``(p,)``, or ``(1,)`` with one scalar a layer.
+        Not negative unless mirrored, shape ``(p,)``, or ``(1,)`` with one scalar a layer.
     confidence : Tensor
         ``|sum_i a_i W_i|``, shape ``(q,)``: how much each sign matters to the fit.
     explained : float
@@ -63,8 +63,8 @@ def nearest_tiling(weight: Tensor, p: int, alpha: AlphaMode = "tile") -> Start:
         Float, any shape of ``N`` elements, ``p`` dividing ``N``.
     p : int
         Compression factor.
-    alpha : {"tile", "layer"}
-        One scalar for each use of the tile, or one for the layer.
+    alpha : {"tile", "layer", "mirrored"}
+        See :data:`~tbn_tvm.nn.functional.AlphaMode`.
 
     Returns
     -------
@@ -73,6 +73,11 @@ def nearest_tiling(weight: Tensor, p: int, alpha: AlphaMode = "tile") -> Start:
     """
     blocks = weight.detach().reshape(p, -1)
     blocks = blocks.to(torch.promote_types(blocks.dtype, torch.float32))
+    if alpha == "mirrored":
+        # The nearest to the mirrored blocks, mirrored.
+        signs = mirror(p, blocks)
+        start = nearest_tiling(blocks * signs[:, None], p)
+        return replace(start, alphas=start.alphas * signs)
     # A column a starting point.
     scalars = _starting_points(blocks) if alpha == "tile" else blocks.new_ones(p, 1)
     best, signs = -1.0, blocks

@@ -14,7 +14,10 @@ _DECAYING = (TiledLayer, nn.Linear, nn.Conv1d, nn.Conv2d, nn.MultiheadAttention)
 
 
 def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimiser; only weights of linear layers and convolutions decay."""
+    """The recipe's optimiser; only weights of linear layers and convolutions decay.
+
+    The learning rate of a group is its entry ``scale`` times the run's.
+    """
     decaying = {
         id(parameter)
         for module in model.modules()
@@ -22,15 +25,19 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         for parameter in module.parameters(recurse=False)
         if parameter.dim() > 1
     }
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {
-            "params": [p for p in trainable if (id(p) in decaying) == decays],
-            "weight_decay": recipe.weight_decay if decays else 0.0,
-        }
-        for decays in (True, False)
-    ]
-    groups = [group for group in groups if group["params"]]
+    magnitudes = {
+        id(module.magnitudes) for module in model.modules() if isinstance(module, TiledLayer)
+    }
+    scales = {identity: recipe.magnitude_rate for identity in magnitudes}
+    groups: dict[tuple[bool, float], dict] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        decays, scale = id(parameter) in decaying, scales.get(id(parameter), 1.0)
+        decay = recipe.weight_decay if decays else 0.0
+        made = {"params": [], "weight_decay": decay, "scale": scale}
+        groups.setdefault((decays, scale), made)["params"].append(parameter)
+    groups = list(groups.values())
     rate = recipe.learning_rate
     if recipe.optimiser == "sgd":
         momentum = recipe.momentum
@@ -61,6 +68,6 @@ def rate_at(recipe: Recipe, epoch: float) -> float:
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """The same learning rate for all parameters."""
+    """Give each group its multiple of a learning rate."""
     for group in optimiser.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["scale"]

@@ -21,7 +21,7 @@ _CHOICES = {
     "optimiser": ("sgd", "adam", "adamw", "adadelta"),
     "schedule": ("cosine", "step", "constant"),
     "normalise": ("unit", "standard"),
-    "alpha": ("tile", "layer"),
+    "alpha": ("tile", "layer", "mirrored"),
     "alpha_from": ("separate", "scores"),
     "gradient": ("identity", "exact"),
     "start": ("kaiming", "model"),
@@ -34,6 +34,7 @@ _RANGES = {
     "learning_rate": (0, False, math.inf),
     "warmup_epochs": (0, True, math.inf),
     "final_rate": (0, True, 1),
+    "magnitude_rate": (0, True, math.inf),
     "step_epochs": (1, True, math.inf),
     "step_factor": (0, False, 1),
     "momentum": (0, True, 1),
@@ -84,6 +85,10 @@ class Recipe:
     schedule : {"cosine", "step", "constant"}
         From ``learning_rate`` to ``final_rate`` times it along a half cosine; by ``step_factor``
         every ``step_epochs``; or not at all.
+    magnitude_rate : float
+        The rate of the tensors whose means are alphas (A of the paper), as a multiple of the
+        others'. Adam moves all entries of one by a whole step in the same direction, and with
+        them the alpha: at 1 that can be a tenth of it in a single step.
     warmup_epochs : float
         The rate grows linearly over these first epochs, which count as part of the schedule.
     momentum, weight_decay : float
@@ -157,6 +162,7 @@ class Recipe:
     schedule: str = "cosine"
     warmup_epochs: float = 0.0
     final_rate: float = 0.0
+    magnitude_rate: float = 1.0
     step_epochs: int = 1
     step_factor: float = 0.1
     momentum: float = 0.9

@@ -20,11 +20,15 @@ _BIASED = Recipe(
     model="mnist-mlp",
     data="mnist",
     sizes={"centre": True},
-    epochs=100,
+    epochs=300,
     batch_size=250,
     learning_rate=3e-3,
+    magnitude_rate=0.02,
     gradient="exact",
-    augment=("affine:8:0.08:0.02:6:0.5",),
+    # Half of the 128 units bend the other way: 32 products, each seen from both sides.
+    alpha="mirrored",
+    augment=("affine:8:0.08:0.03:6:0.8",),
+    evaluate_every=10,
 )
 
 _PAPER = Recipe(
