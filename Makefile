@@ -10,7 +10,7 @@ demo: $(READY)
 	$(VENV)/bin/python examples/mnist_mlp/demo.py
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,7 @@ from tbn_tvm.nn.functional import block_alphas, sign_and_tile, tile_signs, tiled
 # Whole rows, whole tiles, ragged, a convolution, a vector, and the binary layer.
 CASES = [((4, 6), 2), ((4, 6), 8), ((4, 6), 3), ((4, 2, 3, 3), 4), ((12,), 3), ((4, 6), 1)]
 cases = pytest.mark.parametrize(("shape", "p"), CASES)
-alpha_modes = pytest.mark.parametrize("alpha", ["tile", "layer"])
+alpha_modes = pytest.mark.parametrize("alpha", ["tile", "layer", "mirrored"])
 gradients = pytest.mark.parametrize("gradient", ["identity", "exact"])
 sources = pytest.mark.parametrize("alpha_from", ["separate", "scores"])
 
@@ -29,6 +29,8 @@ def numpy_weight(scores, magnitudes, p, alpha):
         total = sum(flat_w[e % q + c * q] for c in range(p))
         block = flat_a if alpha == "layer" else flat_a[e // q * q : (e // q + 1) * q]
         out[e] = np.abs(block).mean() * (1.0 if total > 0 else -1.0)
+        if alpha == "mirrored" and e // q >= p - p // 2:
+            out[e] = -out[e]
     return out.reshape(scores.shape)
 
 
@@ -42,10 +44,12 @@ def straight_through_weight(scores, magnitudes, p, alpha, gradient):
         uses = [tile + total - total.detach()] * p
     else:
         uses = [tile + block - block.detach() for block in blocks]
-    if alpha == "tile":
-        alphas = [block.abs().mean() for block in magnitudes.reshape(-1).chunk(p)]
-    else:
+    if alpha == "layer":
         alphas = [magnitudes.abs().mean()] * p
+    else:
+        alphas = [block.abs().mean() for block in magnitudes.reshape(-1).chunk(p)]
+    if alpha == "mirrored":
+        alphas = [-a if c >= p - p // 2 else a for c, a in enumerate(alphas)]
     return torch.cat([a * use for a, use in zip(alphas, uses, strict=True)]).reshape(scores.shape)
 
 
@@ -70,6 +74,13 @@ def test_alphas_are_mean_magnitudes_of_each_block_or_of_the_layer():
     magnitudes = torch.tensor([[1.0, -3.0], [-0.5, 0.5]])
     assert block_alphas(magnitudes, 2, "tile").tolist() == [2, 0.5]
     assert block_alphas(magnitudes, 2, "layer").tolist() == [1.25]
+
+
+def test_the_last_half_of_mirrored_alphas_is_negative():
+    ones = torch.ones(60)
+    assert block_alphas(ones, 4, "mirrored").tolist() == [1, 1, -1, -1]
+    assert block_alphas(ones, 5, "mirrored").tolist() == [1, 1, 1, -1, -1]
+    assert block_alphas(ones, 1, "mirrored").tolist() == [1]
 
 
 @alpha_modes

@@ -254,7 +254,7 @@ def test_training_recovers_a_tiled_teacher(alpha_from, gradient):
 # -- stored bits back into a trainable layer --------------------------------------------------
 
 
-@pytest.mark.parametrize("alpha", ["tile", "layer"])
+@pytest.mark.parametrize("alpha", ["tile", "layer", "mirrored"])
 def test_a_layer_that_loads_a_tiled_tensor_gives_it_back_exactly(alpha):
     torch.manual_seed(0)
     source = TiledLinear(24, 16, p=4, alpha=alpha)
@@ -269,5 +269,7 @@ def test_a_tiled_tensor_that_does_not_fit_is_refused():
         TiledLinear(24, 16, p=2).load_tiled_tensor(tiled)
     with pytest.raises(ValueError, match="does not fit"):
         TiledLinear(24, 16, p=4, alpha="layer").load_tiled_tensor(tiled)
+    with pytest.raises(ValueError, match="none is negative"):
+        TiledLinear(24, 16, p=4, alpha="mirrored").load_tiled_tensor(tiled)
     with pytest.raises(ValueError, match="scores"):
         TiledLinear(24, 16, p=4, alpha_from="scores").load_tiled_tensor(tiled)

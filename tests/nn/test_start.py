@@ -70,11 +70,16 @@ def test_what_is_explained_is_what_the_error_leaves():
     assert start.explained == pytest.approx(1 - left, rel=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"alpha": "layer"}, {"alpha_from": "scores"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"alpha": "layer"}, {"alpha": "mirrored"}, {"alpha_from": "scores"}]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_layer_has_the_signs_and_scalars_it_starts_from(options, dtype):
-    weight = torch.randn(2, 4, 3, 3).repeat(4, 1, 1, 1) + torch.randn(8, 4, 3, 3)
+    weight = torch.randn(2, 4, 3, 3).repeat(4, 1, 1, 1)
     layer = TiledConv2d(4, 8, 3, p=4, dtype=dtype, **options)
+    if layer.alpha == "mirrored":
+        weight[4:] *= -1
+    weight += torch.randn(8, 4, 3, 3)
     start = nearest_tiling(weight, 4, layer.alpha)
     assert start.alphas.all()
     layer.load_start(start)

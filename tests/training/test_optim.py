@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tbn_tvm.nn import TiledConv2d, TiledLinear
-from tbn_tvm.training.optim import make_optimiser, rate_at
+from tbn_tvm.training.optim import make_optimiser, rate_at, set_rate
 from tbn_tvm.training.recipe import Recipe
 
 
@@ -53,6 +53,16 @@ def test_only_weights_of_layers_decay(name):
     assert decaying == expected | {"5.weight"}
     assert set(found.values()) == {0.0, 0.3}
     assert len(found) == len(list(model.parameters()))
+
+
+def test_magnitudes_have_a_rate_of_their_own():
+    model = nn.Sequential(TiledLinear(4, 4), nn.Linear(4, 2))
+    optimiser = make_optimiser(model, recipe(magnitude_rate=0.25))
+    set_rate(optimiser, 0.1)
+    rates = {id(p): g["lr"] for g in optimiser.param_groups for p in g["params"]}
+    found = {n: rates[id(p)] for n, p in model.named_parameters()}
+    assert found.pop("0.magnitudes") == 0.025
+    assert set(found.values()) == {0.1} and len(found) == 4
 
 
 def test_an_optimiser_without_decaying_weights():
