@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from tbn_tvm.models.recipes import find_recipe
 from tbn_tvm.training.build import build_model, load_teacher
 
 pytest.importorskip("scipy")
+
+ETTH1 = Path(__file__).parents[2] / "benchmarks/accuracy/etth1"
 
 SMALL = ["--set", "sizes.widths=[784,16,10]", "--set", "min_size=1000", "--batch-size", "20"]
 SMALL += ["--polish-sweeps", "0"]
@@ -60,6 +63,14 @@ def test_a_recipe_says_what_is_different_in_its_fine_tuning():
     tuned = base.fine_tuning("float.pt2")
     assert (tuned.epochs, tuned.optimiser, tuned.distill) == (3, "sgd", 0.5)
     assert (base.epochs, base.optimiser) == (200, "adam")
+
+
+@pytest.mark.parametrize("name", ["tsmixer", "transformer"])
+def test_etth1_is_fine_tuned_as_it_was_measured(name):
+    log = json.loads((ETTH1 / f"{name}-distilled-seed1.json").read_text())
+    measured = {k: v for k, v in log["recipe"].items() if k not in ("about", "tuning")}
+    tuned = find_recipe(f"etth1-{name}").fine_tuning(measured["init"]).to_dict()
+    assert {key: tuned[key] for key in measured} == measured
 
 
 def test_the_start_is_nearer_with_samples(twin):
