@@ -162,8 +162,9 @@ class Trainer:
         random = torch.Generator().manual_seed(seed)
         inputs = tuple(x.to(group.device, non_blocking=True) for x in inputs)
         targets = targets.to(group.device, non_blocking=True)
-        inputs = self._preprocess(inputs, random)
-        if recipe.mixup or recipe.cutmix:
+        plain = at.epoch >= recipe.epochs - recipe.plain_epochs
+        inputs = self._preprocess(inputs, None if plain else random)
+        if (recipe.mixup or recipe.cutmix) and not plain:
             mixed, targets = mix(
                 inputs[0], targets, self._data.classes, random, recipe.mixup, recipe.cutmix
             )

@@ -42,6 +42,7 @@ _RANGES = {
     "clip_norm": (0, True, math.inf),
     "label_smoothing": (0, True, 1),
     "penalty": (0, True, math.inf),
+    "plain_epochs": (0, True, math.inf),
     "mixup": (0, True, math.inf),
     "cutmix": (0, True, math.inf),
     "ema": (0, True, 1),
@@ -103,6 +104,9 @@ class Recipe:
     augment : tuple of str
         Steps by name, in order, with arguments after colons: ``("crop:4", "flip")``; see
         :mod:`tbn_tvm.training.augment`.
+    plain_epochs : int
+        Of the last so many epochs samples are neither augmented nor mixed: a small model ends
+        nearer to what it is tested on (as Touvron et al. find of resolutions, arXiv:1906.06423).
     normalise : {"unit", "standard"}
         Images become pixel / 255, or that less the data set's mean, over its deviation, a channel.
     mixup, cutmix : float
@@ -171,6 +175,7 @@ class Recipe:
     label_smoothing: float = 0.0
     penalty: float = 0.0
     augment: tuple[str, ...] = ()
+    plain_epochs: int = 0
     normalise: str = "unit"
     mixup: float = 0.0
     cutmix: float = 0.0

@@ -130,6 +130,19 @@ def test_seeds_decide_the_weights(digits, tmp_path):
     assert not torch.equal(first["0.tile"], other["0.tile"])
 
 
+def test_plain_epochs_are_neither_augmented_nor_mixed(digits, tmp_path):
+    settings = {"epochs": 1, "augment": "crop:2", "mixup": 0.2}
+    for name, changes in (
+        ("plain", {"epochs": 1}),
+        ("last", {**settings, "plain_epochs": 1}),
+        ("mixed", settings),
+    ):
+        run(PLAIN.with_settings(changes), digits, tmp_path / f"{name}.pt2")
+    plain, last, mixed = (weights(tmp_path / f"{n}.pt2") for n in ("plain", "last", "mixed"))
+    assert_same(plain, last)
+    assert not torch.equal(plain["0.tile"], mixed["0.tile"])
+
+
 def test_the_best_epoch_is_chosen_by_validation(digits, tmp_path):
     # A rate that ruins the model after a good first epoch.
     recipe = replace(AVERAGED, ema=0.0, learning_rate=0.02, epochs=4, schedule="constant")
