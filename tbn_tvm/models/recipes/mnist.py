@@ -28,7 +28,6 @@ _BIASED = Recipe(
     # Half of the 128 units bend the other way: 32 products, each seen from both sides.
     alpha="mirrored",
     augment=("affine:8:0.08:0.03:6:0.8",),
-    plain_epochs=15,
     evaluate_every=10,
 )
 
