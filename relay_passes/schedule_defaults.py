@@ -40,7 +40,8 @@ class ScheduleDefaults:
 
 def _schedule(func: tir.PrimFunc, threads: bool) -> tir.PrimFunc:
     sch = s_tir.Schedule(tvm.IRModule({"main": func}))
-    root = sch.get_sblock("root")
+    # An opaque kernel (a sort, a scatter) is one block, without a root around it.
+    root = sch.get_sblock(func.body.block.name_hint)
     for block in sch.get_child_blocks(root):
         consumers = sch.get_consumers(block)
         if not consumers or _reduces(sch, block):

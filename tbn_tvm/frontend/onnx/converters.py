@@ -11,6 +11,7 @@ from tvm import relax
 from tvm import tirx as tir
 from tvm.relax.frontend.onnx.onnx_frontend import Expand
 
+from tbn_tvm.frontend.onnx.indices import INDEXING
 from tbn_tvm.frontend.onnx.limits import MAX_RANK
 
 
@@ -80,6 +81,21 @@ def _expand(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
     return relax.op.broadcast_to(x, relax.ShapeExpr(result))
 
 
+def _rms_normalization(_bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
+    """Over the axes from ``axis`` on; TVM's operator fails to lower where those are all."""
+    x, gain = inputs[:2]
+    rank, dtype = len(x.ty.shape.values), x.ty.dtype.dtype
+    axis = attrs.get("axis", -1)
+    if not -rank <= axis < rank:
+        raise ValueError(f"axis {axis} of {rank}")
+    exact = relax.op.astype(x, "float32") if dtype in ("float16", "bfloat16") else x
+    axes = list(range(axis % rank, rank))
+    square = relax.op.mean(relax.op.multiply(exact, exact), axes, keepdims=True)
+    epsilon = relax.const(attrs.get("epsilon", 1e-5), exact.ty.dtype.dtype)
+    unit = relax.op.multiply(exact, relax.op.rsqrt(relax.op.add(square, epsilon)))
+    return relax.op.multiply(relax.op.astype(unit, dtype), gain)
+
+
 def _resize_by_ratio(inputs, attrs: dict) -> None:
     """TVM goes by the ratio of sizes, ONNX by the scale; it knows no filter against aliasing."""
     if attrs.get("antialias", 0):
@@ -115,7 +131,14 @@ def _short_shapes(inputs, _attrs: dict) -> None:
         raise ValueError(f"a shape of {extents} extents")
 
 
-CONVERTERS = {"BitShift": _bit_shift, "Expand": _expand, "Gemm": _gemm, "Pow": _pow}
+CONVERTERS = {
+    "BitShift": _bit_shift,
+    "Expand": _expand,
+    "Gemm": _gemm,
+    "Pow": _pow,
+    "RMSNormalization": _rms_normalization,
+    **INDEXING,
+}
 """Go before TVM's."""
 
 GUARDS = {

@@ -36,6 +36,68 @@ def test_mended_operators_compute_what_onnx_says(models):
     assert results[3].tolist() == [0.5, 2]
 
 
+def test_opaque_kernels_and_norms_compute_what_onnx_says(models):
+    """Sorts and scatters come as one block each; a norm may be over all axes."""
+    nodes = [
+        NODE("TopK", ["x", "k"], ["largest", "where"], axis=-1),
+        NODE("TopK", ["x", "k"], ["smallest", "there"], axis=0, largest=0),
+        NODE("ScatterElements", ["x", "i", "u"], ["scattered"], axis=0),
+        NODE("ScatterElements", ["x", "r", "u"], ["added"], axis=0, reduction="add"),
+        NODE("GatherElements", ["x", "r"], ["gathered"], axis=0),
+        NODE("ScatterND", ["x", "c", "u"], ["rows"]),
+        NODE("GatherND", ["x", "c"], ["taken"]),
+        NODE("RMSNormalization", ["x", "g"], ["over_all"], axis=0),
+        NODE("RMSNormalization", ["x", "h"], ["over_rows"], epsilon=0.1),
+    ]
+    model = models.make(
+        nodes,
+        {"x": [3, 4], "u": [2, 4], "r": ("INT64", [2, 4])},
+        {
+            "largest": [3, 2],
+            "where": ("INT64", [3, 2]),
+            "smallest": [2, 4],
+            "there": ("INT64", [2, 4]),
+            "scattered": [3, 4],
+            "added": [3, 4],
+            "gathered": [2, 4],
+            "rows": [3, 4],
+            "taken": [2, 4],
+            "over_all": [3, 4],
+            "over_rows": [3, 4],
+        },
+        {
+            "k": np.array([2]),
+            "i": np.array([[1, 0, 2, -1], [0, -2, 1, 1]]),
+            "c": np.array([[-1], [0]]),
+            "g": np.linspace(0.5, 1.5, 12, dtype="f").reshape(3, 4),
+            "h": np.linspace(-1, 1, 4, dtype="f"),
+        },
+        opset=23,
+    )
+    rng = np.random.default_rng(0)
+    x, u = rng.standard_normal((3, 4)).astype("f"), rng.standard_normal((2, 4)).astype("f")
+    r = np.array([[-3, 2, 0, 1], [1, 1, -1, -2]])
+    results = evaluate(import_model(prepare(model)), [x, u, r])
+    for ours, theirs in zip(results, models.expected(model, x=x, u=u, r=r), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_indices_that_only_data_knows_reach_no_foreign_memory(models):
+    model = models.make(
+        [
+            NODE("ScatterElements", ["x", "i", "x"], ["y"]),
+            NODE("GatherElements", ["x", "i"], ["z"]),
+        ],
+        {"x": [2], "i": ("INT64", [2])},
+        {"y": [2], "z": [2]},
+    )
+    x = np.array([1, 2], np.float32)
+    y, z = evaluate(import_model(prepare(model)), [x, np.array([10**12, -(10**12)])])
+    assert y.tolist() == [2, 1]
+    assert z.tolist() == [2, 1]
+
+
 CUBIC = {"mode": "cubic", "antialias": 1}
 
 
@@ -70,8 +132,22 @@ CUBIC = {"mode": "cubic", "antialias": 1}
             {"r": np.ones((1, 4), "f"), "i": np.zeros(1, np.int64)},
             "mode 'max' is not supported",
         ),
+        (
+            NODE("GatherND", ["x", "c"], ["y"]),
+            [3, 4],
+            [1, 4],
+            {"c": np.array([[3]])},
+            "index 3 along an axis of .3.",
+        ),
+        (
+            NODE("GatherElements", ["x", "c"], ["y"]),
+            ["n", 4],
+            [1, 1],
+            {"c": np.array([[3]])},
+            "along an axis of free size",
+        ),
     ],
-    ids=["training", "scales", "antialias", "roi"],
+    ids=["training", "scales", "antialias", "roi", "index", "free"],
 )
 def test_uses_that_tvm_gets_wrong_are_refused(models, node, x, y, arrays, told):
     model = models.make([node], {"x": x}, {"y": y}, arrays)
