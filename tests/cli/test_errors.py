@@ -199,7 +199,7 @@ MODELS = [
     ("weights.pt2", FAILURE, r"weights.pt2: not a program saved by torch\.export\.save"),
     ("truncated.pt2", FAILURE, r"truncated.pt2: not a program .* or damaged"),
     ("nan.pt2", FAILURE, "layer '0': .*finite"),
-    ("full", FAILURE, r"full: is a folder; expected a \.pt2 file"),
+    ("full", FAILURE, r"full: is a folder; expected a \.pt2 or \.onnx file"),
     ("no_such_module:make", FAILURE, "No module named 'no_such_module'; run from the folder"),
     ("broken:make", FAILURE, "No module named 'nothing_of_this_name'"),
     ("wrong_syntax:make", FAILURE, "wrong_syntax:make: importing it failed"),

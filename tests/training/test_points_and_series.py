@@ -91,6 +91,8 @@ def test_a_forecast_of_waves_is_learnt_and_the_best_epoch_exported(waves, tmp_pa
 
 
 def test_shapes_are_told_apart_with_augmentation_and_the_penalty(shapes, tmp_path):
+    settings = small("pointnet")
+    settings["sizes"] |= {"classes": 2}
     recipe = Recipe(
         "shapes",
         data="modelnet40",
@@ -101,7 +103,7 @@ def test_shapes_are_told_apart_with_augmentation_and_the_penalty(shapes, tmp_pat
         augment=("rotate", "jitter", "resize", "drop:0.3"),
         penalty=0.001,
         start="model",
-        **small("pointnet"),
+        **settings,
     )
     result = run(recipe, shapes, tmp_path / "model.pt2")
     first, *_, last = result.log["steps"]

@@ -113,7 +113,7 @@ REFUSED = [
     (["--tracker", "localhost:9190"], 2, "--tracker and --key go together"),
     (["--tracker", "localhost", "--key", "x"], 2, "expected HOST:PORT"),
     (["--tracker", "127.0.0.1:9", "--key", "x"], 1, "no RPC tracker answers at 127.0.0.1:9"),
-    (["--target", "mps2-an386"], 2, "is a board: only cpu and cuda targets are tuned"),
+    (["--target", "mps2-an386"], 2, "--batch: a board is emulated here, one sample at a time"),
     (["--target", "nonsense"], 2, "unknown target 'nonsense'"),
     (["--layer", "7"], 1, "nothing of layers 7 to tune"),
     (["--records", "tuned_models.py"], 2, "is a file, expected a folder"),
