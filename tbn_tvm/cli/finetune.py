@@ -16,7 +16,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
         "finetune",
         help="tile a trained float model, train it on and export it",
         description="Start from the tiled model nearest to a trained float one (--init: what "
-        "tbn-tvm train RECIPE --float exported, or a state dict of torch.save), train it with a "
+        "tbn-tvm train RECIPE --float exported, or a state dict of torch.save; a tiled model keeps "
+        "its bits and goes on, best with --teacher FLOAT), train it with a "
         "quarter of the recipe's epochs at a third of its rate while it also learns the float "
         "model's outputs, and export it. All of this can be set. An interrupted run goes on where "
         "it stopped when the same command is given again.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from tbn_tvm.models.twin import tiled
 from tbn_tvm.nn import MeanOnlyBatchNorm1d
@@ -18,6 +18,33 @@ from tbn_tvm.nn.functional import AlphaMode
 
 PAPER_WIDTHS = (784, 128, 10)
 """Inputs, hidden units and classes of the paper's model."""
+
+
+class SumOfLinears(nn.Module):
+    """A linear layer in ``count`` parts whose outputs are added up.
+
+    Tiled, each part is of bits with a scalar of its own, so that ``count`` binary parts are one
+    layer with weights of ``count`` bits (the multiple binary bases of ABC-Net, arXiv:1711.11294).
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Features.
+    count : int
+        Parts.
+    bias : bool
+        Whether there is a bias; the first part holds it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, count: int, bias: bool) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            nn.Linear(inputs, outputs, bias=bias and part == 0) for part in range(count)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, inputs) -> (B, outputs)``."""
+        return sum((layer(x) for layer in self.parts[1:]), self.parts[0](x))
 
 
 def mlp(
@@ -28,6 +55,8 @@ def mlp(
     bias: bool = False,
     norm: bool = False,
     centre: bool = False,
+    head_bits: int = 1,
+    head_bias: bool = True,
     **options,
 ) -> nn.Sequential:
     """``(B, widths[0]) -> (B, widths[-1])``.
@@ -47,6 +76,10 @@ def mlp(
     centre : bool
         Mean-only batch norm between layers, which ends as their biases; the last layer has a bias
         then.
+    head_bits : int
+        Binary parts of the last layer, whose outputs are added up (:class:`SumOfLinears`).
+    head_bias : bool
+        False leaves the last layer's bias out, whatever the others have.
     **options
         Further arguments of :func:`tbn_tvm.nn.tile_model`.
     """
@@ -59,5 +92,9 @@ def mlp(
             layers.append(MeanOnlyBatchNorm1d(outputs))
         layers.append(nn.ReLU())
     # What leaves the last layer is the result as it is.
-    layers.append(nn.Linear(*widths[-2:], bias=bias or centre))
+    last_bias = head_bias and (bias or centre)
+    if head_bits == 1:
+        layers.append(nn.Linear(*widths[-2:], bias=last_bias))
+    else:
+        layers.append(SumOfLinears(*widths[-2:], head_bits, last_bias))
     return tiled(nn.Sequential(*layers), p, min_size, alpha, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from tbn_tvm.errors import TbnError, UsageError
 from tbn_tvm.models.registry import find_model
-from tbn_tvm.nn import tile_model
+from tbn_tvm.nn import ops, tile_model
 from tbn_tvm.nn.base import TiledLayer
 from tbn_tvm.nn.reference import unwrapped
 from tbn_tvm.training.data import DataSet
@@ -116,8 +117,9 @@ def check_fit(
 
 
 def _load_float(model: nn.Module, path: Path) -> None:
-    """Take all weights and statistics from a float model's file."""
-    state = float_state(path)
+    """Take all weights and statistics from a float model's file, or a tiled one's as float."""
+    shapes = {name: weight.shape for name, weight in model.state_dict().items()}
+    state = expanded(float_state(path), shapes)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -146,6 +148,30 @@ def float_state(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: holds no state dict, or is damaged ({type(error).__name__})"
         ) from None
     return unwrapped(state)
+
+
+def expanded(state: dict[str, Tensor], shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """The state dict of a float model from that of one with frozen tiled layers.
+
+    Parameters
+    ----------
+    state : dict of str to Tensor
+        ``tile`` and ``alpha`` in the place of some layers' ``weight``.
+    shapes : dict of str to torch.Size
+        Of the float model's state dict. Layers that do not fit them are left as they are.
+    """
+    state = dict(state)
+    for name in [key.removesuffix("tile") for key in state if key.endswith(".tile")]:
+        tile, alphas = state[name + "tile"], state.get(name + "alpha")
+        shape = shapes.get(name + "weight")
+        if alphas is None or shape is None:
+            continue
+        # With one alpha for the layer the number of bits says how often the tile is used.
+        uses = len(alphas) if len(alphas) > 1 else max(1, shape.numel() // (8 * len(tile)))
+        if shape.numel() % uses == 0 and len(tile) == math.ceil(shape.numel() / uses / 8):
+            del state[name + "tile"], state[name + "alpha"]
+            state[name + "weight"] = ops.expand_tile(tile, alphas, list(shape), uses)
+    return state
 
 
 def load_teacher(recipe: Recipe, device: torch.device) -> nn.Module:

@@ -9,9 +9,11 @@ import torch
 
 import tbn_tvm
 from tbn_tvm.cli.main import main
-from tbn_tvm.errors import UsageError
+from tbn_tvm.errors import TbnError, UsageError
 from tbn_tvm.models.recipes import find_recipe
+from tbn_tvm.nn import TiledLinear
 from tbn_tvm.training.build import build_model, load_teacher
+from tbn_tvm.training.export import export
 
 pytest.importorskip("scipy")
 
@@ -34,6 +36,10 @@ def small_recipe(**settings):
     return find_recipe("mnist-mlp").with_settings(
         {"sizes.widths": (784, 16, 10), "min_size": 1000, **settings}
     )
+
+
+def tiled_tensors(model):
+    return [m.tiled_tensor() for m in model.modules() if isinstance(m, TiledLinear)]
 
 
 def test_a_float_twin_becomes_a_tiled_model_that_learns_from_it(digits, twin, tmp_path, capsys):
@@ -94,6 +100,31 @@ def test_a_state_dict_is_both_start_and_teacher(twin, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(loaded(x), exported(x))
     assert build_model(small_recipe(init=str(path)), False) is not None
+
+
+@pytest.mark.parametrize("alpha", ["tile", "layer"])
+def test_a_tiled_model_is_a_start_too(alpha, tmp_path):
+    settings = {"alpha": alpha, "alpha_from": "separate"}
+    first, x = build_model(small_recipe(**settings), False).eval(), torch.rand(200, 784)
+    before, path = tiled_tensors(first), tmp_path / "tiled.pt2"
+    with torch.no_grad():
+        expected = first(x)
+    export(first, (x[:2],), path)
+    again = build_model(small_recipe(init=str(path), **settings), False, (x,)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), expected, rtol=1e-4, atol=1e-5)
+    after = tiled_tensors(again)
+    assert [(layer.p, layer.tile.tolist()) for layer in after] == [
+        (layer.p, layer.tile.tolist()) for layer in before
+    ]
+    assert [layer.p for layer in after] == [4, 1]
+
+
+def test_a_tiled_model_of_other_sizes_is_no_start(tmp_path):
+    path = tmp_path / "tiled.pt2"
+    export(build_model(small_recipe(), False), (torch.rand(2, 784),), path)
+    with pytest.raises(TbnError, match="not a float model of this architecture"):
+        build_model(small_recipe(init=str(path), **{"sizes.widths": (784, 24, 10)}), False)
 
 
 def test_without_a_float_model_there_is_nothing_to_fine_tune(digits, tmp_path, capsys):
