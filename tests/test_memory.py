@@ -5,13 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-import tvm
 from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from tbn_tvm.memory import plan_memory
-from tbn_tvm.meter import MemoryMeter
 from tbn_tvm.signature import Signature, TensorSpec
 
 PAGE = 4096

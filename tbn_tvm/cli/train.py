@@ -58,7 +58,9 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         type=_count,
         help="sweeps of coordinate descent over the bits after training, at most",
     )
-    group.add_argument("--init", metavar="FLOAT", help="float model (.pt2) to start from, or a tiled one")
+    group.add_argument(
+        "--init", metavar="FLOAT", help="float model (.pt2) to start from, or a tiled one"
+    )
     group.add_argument("--teacher", metavar="MODEL.pt2", help="model to distil from")
     group.add_argument(
         "--set",
