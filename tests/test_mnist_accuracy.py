@@ -7,7 +7,7 @@ import pytest
 
 import tbn_tvm
 
-MODELS = {"mnist_mlp_bias": 4096, "mnist_cnn": 12_288}
+MODELS = {"mnist_mlp_bias": 4096, "mnist_mlp_smooth": 4096, "mnist_cnn": 12_288}
 """Bound on the bytes of weights, biases and folded batch norm included, by name."""
 
 
@@ -23,9 +23,10 @@ def test_a_compiled_models_weights_are_below_their_bound(folder, name):
     assert project.memory["weights"] < MODELS[name]
 
 
-def test_the_perceptrons_file_holds_bits_alphas_and_biases(folder):
-    held = tbn_tvm.load_model(folder / "mnist_mlp_bias.pt2").state_dict.values()
-    assert sum(t.numel() * t.element_size() for t in held) == 3136 + 160 + 4 * (4 + 1 + 128 + 10)
+@pytest.mark.parametrize("name", ["mnist_mlp_bias", "mnist_mlp_smooth"])
+def test_the_perceptrons_file_holds_bits_alphas_and_biases(folder, name):
+    held = tbn_tvm.load_model(folder / f"{name}.pt2").state_dict.values()
+    assert sum(t.numel() * t.element_size() for t in held) == 3136 + 2 * 160 + 4 * (4 + 2 + 128)
 
 
 @pytest.mark.data
@@ -43,10 +44,11 @@ def test_the_host_artifact_reaches_the_accuracy_of_the_log(folder, mnist_digits,
 
 
 @pytest.mark.emulator
-def test_the_cortex_m4_agrees_with_the_host_on_the_shipped_digits(folder, example, tmp_path):
+@pytest.mark.parametrize("name", ["mnist_mlp_bias", "mnist_mlp_smooth"])
+def test_the_cortex_m4_agrees_with_the_host_on_the_shipped_digits(name, folder, example, tmp_path):
     with np.load(example / "digits.npz") as arrays:
         images, labels = arrays["x"][:100], arrays["labels"][:100]
-    path = folder / "mnist_mlp_bias.pt2"
+    path = folder / f"{name}.pt2"
     expected = tbn_tvm.compile(path, "llvm").run(images)
     project = tbn_tvm.compile(path, "mps2-an386")
     project.save(tmp_path / "out")

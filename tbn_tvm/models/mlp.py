@@ -8,10 +8,12 @@ section 5): 784-128-10 on MNIST without biases, 101,632 parameters, of which the
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from tbn_tvm.errors import UsageError
 from tbn_tvm.models.twin import tiled
 from tbn_tvm.nn import MeanOnlyBatchNorm1d
 from tbn_tvm.nn.functional import AlphaMode
@@ -57,6 +59,7 @@ def mlp(
     centre: bool = False,
     head_bits: int = 1,
     head_bias: bool = True,
+    smooth: int = 1,
     **options,
 ) -> nn.Sequential:
     """``(B, widths[0]) -> (B, widths[-1])``.
@@ -80,10 +83,24 @@ def mlp(
         Binary parts of the last layer, whose outputs are added up (:class:`SumOfLinears`).
     head_bias : bool
         False leaves the last layer's bias out, whatever the others have.
+    smooth : int
+        Side of the square, odd, over which square images are averaged first; 1 for not. Binary
+        weights behind it act as smooth ones of many levels, without a byte.
     **options
         Further arguments of :func:`tbn_tvm.nn.tile_model`.
     """
     layers: list[nn.Module] = []
+    if smooth > 1:
+        side = math.isqrt(widths[0])
+        if side**2 != widths[0] or smooth % 2 == 0:
+            raise UsageError(
+                f"smooth={smooth} with {widths[0]} inputs: expected an odd side and square images"
+            )
+        layers += [
+            nn.Unflatten(1, (1, side, side)),
+            nn.AvgPool2d(smooth, stride=1, padding=smooth // 2),
+            nn.Flatten(),
+        ]
     for inputs, outputs in itertools.pairwise(widths[:-1]):
         layers.append(nn.Linear(inputs, outputs, bias=bias and not centre))
         if norm:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import tbn_tvm
+from tbn_tvm.errors import UsageError
 from tbn_tvm.models.mlp import SumOfLinears, mlp
 from tbn_tvm.models.recipes import find_recipe
 from tbn_tvm.nn import TiledLinear
@@ -24,6 +25,20 @@ def test_a_head_of_two_bits_is_one_layer_of_four_levels():
     torch.testing.assert_close(head(x), x @ weight.T + head.parts[0].bias)
 
 
+def test_a_smoothed_image_is_its_local_means():
+    model = mlp(widths=(16, 8, 4), p=None, bias=True, smooth=3)
+    x = torch.rand(2, 16)
+    padded = nn.functional.pad(x.reshape(2, 4, 4), (1, 1, 1, 1))
+    means = sum(padded[:, i : i + 4, j : j + 4] for i in range(3) for j in range(3)) / 9
+    torch.testing.assert_close(model(x), model[3:](means.flatten(1)))
+
+
+@pytest.mark.parametrize("sizes", [{"widths": (15, 4), "smooth": 3}, {"smooth": 2}])
+def test_what_cannot_be_smoothed_is_refused(sizes):
+    with pytest.raises(UsageError, match="expected an odd side and square images"):
+        mlp(**sizes)
+
+
 @pytest.mark.parametrize("head_bits", [1, 3])
 def test_the_head_can_do_without_the_bias_that_others_have(head_bits):
     model = mlp(widths=(16, 8, 4), p=None, head_bits=head_bits, bias=True, head_bias=False)
@@ -33,8 +48,9 @@ def test_the_head_can_do_without_the_bias_that_others_have(head_bits):
     assert biased == [True] + [False] * head_bits
 
 
-def test_the_biased_recipe_stays_below_its_4_kb(tmp_path):
-    model = build_model(find_recipe("mnist-mlp-bias"), False).eval()
+@pytest.mark.parametrize("name", ["mnist-mlp-bias", "mnist-mlp-smooth"])
+def test_biased_recipes_stay_below_their_4_kb(name, tmp_path):
+    model = build_model(find_recipe(name), False).eval()
     layers = [module for module in model.modules() if isinstance(module, TiledLinear)]
     assert [layer.tiled_tensor().p for layer in layers] == [4, 1, 1]
     path = tmp_path / "model.pt2"

@@ -1,5 +1,7 @@
 """Recipes for MNIST."""
 
+from dataclasses import replace
+
 from tbn_tvm.training.recipe import Recipe
 
 _MLP = Recipe(
@@ -32,6 +34,13 @@ _BIASED = Recipe(
     evaluate_every=10,
 )
 
+_SMOOTHED = replace(
+    _BIASED,
+    name="mnist-mlp-smooth",
+    about="mnist-mlp-bias behind a mean over 3 x 3 pixels, which has no weights",
+    sizes={**_BIASED.sizes, "smooth": 3},
+)
+
 _PAPER = Recipe(
     name="mnist-mlp-paper",
     about="784-128-10 without biases as the authors train it (arXiv:2407.12075, section 5)",
@@ -59,4 +68,4 @@ _CNN = Recipe(
     augment=("affine:8:0.08:0.05:6",),
 )
 
-RECIPES = (_MLP, _BIASED, _PAPER, _CNN)
+RECIPES = (_MLP, _BIASED, _SMOOTHED, _PAPER, _CNN)
