@@ -44,14 +44,15 @@ _RESNET8 = replace(
     # Adam, since few bits flip at rates of SGD that keep what the float model has learnt; the
     # float model's outputs say more than labels do.
     tuning={
-        "epochs": 28,
+        "epochs": 80,
         "optimiser": "adam",
         "learning_rate": 5e-4,
+        "magnitude_rate": 0.02,
         "weight_decay": 0.0,
         "warmup_epochs": 0.5,
         "distill": 0.8,
         "temperature": 2.0,
-        "evaluate_every": 4,
+        "evaluate_every": 8,
     },
 )
 
