@@ -70,8 +70,8 @@ def mlp(
         Compression factor; None for the float twin.
     min_size : int
         Layers with fewer weights are binary (lambda of the paper).
-    alpha : {"tile", "layer"}
-        One scalar a use of the tile, or one a layer.
+    alpha : {"tile", "layer", "mirrored"}
+        See :data:`~tbn_tvm.nn.functional.AlphaMode`.
     widths : sequence of int
         Inputs, hidden units of each layer, outputs.
     bias, norm : bool
@@ -88,14 +88,22 @@ def mlp(
         weights behind it act as smooth ones of many levels, without a byte.
     **options
         Further arguments of :func:`tbn_tvm.nn.tile_model`.
+
+    Raises
+    ------
+    UsageError
+        Where ``head_bits`` is below 1, ``smooth`` is not odd, or inputs to be averaged are no
+        square.
     """
+    if head_bits < 1:
+        raise UsageError(f"head_bits={head_bits}: expected 1 or more")
+    side = math.isqrt(widths[0])
+    if smooth < 1 or smooth % 2 == 0 or (smooth > 1 and side**2 != widths[0]):
+        raise UsageError(
+            f"smooth={smooth} with {widths[0]} inputs: expected an odd side and square images"
+        )
     layers: list[nn.Module] = []
     if smooth > 1:
-        side = math.isqrt(widths[0])
-        if side**2 != widths[0] or smooth % 2 == 0:
-            raise UsageError(
-                f"smooth={smooth} with {widths[0]} inputs: expected an odd side and square images"
-            )
         layers += [
             nn.Unflatten(1, (1, side, side)),
             nn.AvgPool2d(smooth, stride=1, padding=smooth // 2),

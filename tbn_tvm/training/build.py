@@ -156,9 +156,15 @@ def expanded(state: dict[str, Tensor], shapes: dict[str, torch.Size]) -> dict[st
     Parameters
     ----------
     state : dict of str to Tensor
-        ``tile`` and ``alpha`` in the place of some layers' ``weight``.
+        ``tile``, uint8 of one dimension, and ``alpha``, float32 ``(1,)`` or ``(p,)``, in the place
+        of some layers' ``weight``.
     shapes : dict of str to torch.Size
         Of the float model's state dict. Layers that do not fit them are left as they are.
+
+    Returns
+    -------
+    dict of str to Tensor
+        With dense float32 weights for tiles and alphas; the rest is shared with ``state``.
     """
     state = dict(state)
     for name in [key.removesuffix("tile") for key in state if key.endswith(".tile")]:

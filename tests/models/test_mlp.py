@@ -33,10 +33,17 @@ def test_a_smoothed_image_is_its_local_means():
     torch.testing.assert_close(model(x), model[3:](means.flatten(1)))
 
 
-@pytest.mark.parametrize("sizes", [{"widths": (15, 4), "smooth": 3}, {"smooth": 2}])
+@pytest.mark.parametrize(
+    "sizes", [{"widths": (15, 4), "smooth": 3}, {"smooth": 2}, {"smooth": 0}, {"smooth": -3}]
+)
 def test_what_cannot_be_smoothed_is_refused(sizes):
     with pytest.raises(UsageError, match="expected an odd side and square images"):
         mlp(**sizes)
+
+
+def test_a_head_without_bits_is_refused():
+    with pytest.raises(UsageError, match="head_bits=0: expected 1 or more"):
+        mlp(head_bits=0)
 
 
 @pytest.mark.parametrize("head_bits", [1, 3])
