@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+# Imported while a group exists, as DDP does otherwise, it keeps that group in default arguments.
+import torch.distributed.nn  # noqa: F401
 from torch import Tensor, nn
 
 from tbn_tvm.errors import UsageError
@@ -102,4 +106,7 @@ def processes(device: str = "auto") -> Iterator[Processes]:
     try:
         yield Processes(rank, count, chosen)
     finally:
+        # A group ends its threads when its last user is gone, and DDP is part of a cycle. A thread
+        # that is left may need the interpreter while that shuts down, which aborts the process.
+        gc.collect()
         dist.destroy_process_group()
