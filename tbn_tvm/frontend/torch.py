@@ -12,6 +12,7 @@ from tvm.relax.frontend.torch import from_exported_program as import_exported_pr
 
 import tbn_tvm.nn.ops  # noqa: F401  (registers the operators a saved program refers to)
 from tbn_tvm import op
+from tbn_tvm.frontend.pooling import adaptive_max_pool
 from tbn_tvm.relay_passes import NormaliseIndices
 
 
@@ -33,6 +34,8 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
         keep_params_as_input=False,
         run_ep_decomposition=False,
         custom_convert_map={
+            "adaptive_max_pool2d.default": adaptive_max_pool,
+            "adaptive_max_pool3d.default": adaptive_max_pool,
             "addmm.default": _addmm,
             "amax.default": _extremes(relax.op.max),
             "amin.default": _extremes(relax.op.min),
