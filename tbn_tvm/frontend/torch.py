@@ -12,6 +12,7 @@ from tvm.relax.frontend.torch import from_exported_program as import_exported_pr
 
 import tbn_tvm.nn.ops  # noqa: F401  (registers the operators a saved program refers to)
 from tbn_tvm import op
+from tbn_tvm.frontend.grid_sample import METHODS, PADDINGS, grid_sample
 from tbn_tvm.frontend.pooling import adaptive_max_pool
 from tbn_tvm.relay_passes import NormaliseIndices
 
@@ -44,6 +45,8 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "conv2d.default": _float_conv,
             "convolution.default": _float_conv,
             "elu.default": _elu,
+            "grid_sampler_2d.default": _grid_sampler,
+            "grid_sampler_3d.default": _grid_sampler,
             "layer_norm.default": _layer_norm,
             "linear.default": _float_linear,
             "matmul.default": _product,
@@ -204,6 +207,13 @@ def _elu(node: fx.Node, importer) -> relax.Var:
     below = emit(relax.op.multiply(emit(relax.op.subtract(below, constant(1))), constant(alpha)))
     result = emit(relax.op.add(emit(relax.op.nn.relu(x)), below))
     return result if scale == 1 else emit(relax.op.multiply(result, constant(scale)))
+
+
+def _grid_sampler(node: fx.Node, importer) -> relax.Var:
+    """TVM's converter passes the grid on as it is, whose axes TVM's operator has in another order."""
+    x, grid, method, padding, align_corners = importer.retrieve_args(node)
+    emit = importer.block_builder.emit
+    return grid_sample(emit, x, grid, METHODS[method], PADDINGS[padding], align_corners)
 
 
 def _linear(node: fx.Node, importer) -> relax.Var:

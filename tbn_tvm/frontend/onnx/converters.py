@@ -11,6 +11,7 @@ from tvm import relax
 from tvm import tirx as tir
 from tvm.relax.frontend.onnx.onnx_frontend import Expand
 
+from tbn_tvm.frontend.grid_sample import grid_sample
 from tbn_tvm.frontend.onnx.indices import INDEXING
 from tbn_tvm.frontend.onnx.limits import MAX_RANK
 
@@ -96,6 +97,19 @@ def _rms_normalization(_bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
     return relax.op.multiply(relax.op.astype(unit, dtype), gain)
 
 
+_GRID_METHODS = {"linear": "bilinear", "cubic": "bicubic"}
+"""PyTorch's names of what ONNX calls otherwise since opset 20."""
+
+
+def _grid_sample(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
+    method = attrs.get("mode", b"linear").decode()
+    method = _GRID_METHODS.get(method, method)
+    padding = attrs.get("padding_mode", b"zeros").decode()
+    return grid_sample(
+        bb.emit, inputs[0], inputs[1], method, padding, bool(attrs.get("align_corners", 0))
+    )
+
+
 def _resize_by_ratio(inputs, attrs: dict) -> None:
     """TVM goes by the ratio of sizes, ONNX by the scale; it knows no filter against aliasing."""
     if attrs.get("antialias", 0):
@@ -135,6 +149,7 @@ CONVERTERS = {
     "BitShift": _bit_shift,
     "Expand": _expand,
     "Gemm": _gemm,
+    "GridSample": _grid_sample,
     "Pow": _pow,
     "RMSNormalization": _rms_normalization,
     **INDEXING,
