@@ -210,7 +210,7 @@ def _elu(node: fx.Node, importer) -> relax.Var:
 
 
 def _grid_sampler(node: fx.Node, importer) -> relax.Var:
-    """TVM's converter passes the grid on as it is, whose axes TVM's operator has in another order."""
+    """TVM's converter passes the grid on as it is, whose axes its operator has in another order."""
     x, grid, method, padding, align_corners = importer.retrieve_args(node)
     emit = importer.block_builder.emit
     return grid_sample(emit, x, grid, METHODS[method], PADDINGS[padding], align_corners)

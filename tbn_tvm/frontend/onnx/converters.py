@@ -12,6 +12,7 @@ from tvm import tirx as tir
 from tvm.relax.frontend.onnx.onnx_frontend import Expand
 
 from tbn_tvm.frontend.grid_sample import grid_sample
+from tbn_tvm.frontend.onnx.arithmetic import ARITHMETIC
 from tbn_tvm.frontend.onnx.indices import INDEXING
 from tbn_tvm.frontend.onnx.limits import MAX_RANK
 
@@ -152,6 +153,7 @@ CONVERTERS = {
     "GridSample": _grid_sample,
     "Pow": _pow,
     "RMSNormalization": _rms_normalization,
+    **ARITHMETIC,
     **INDEXING,
 }
 """Go before TVM's."""
