@@ -18,6 +18,7 @@ from tbn_tvm.relay_passes.retile_weights import RetileWeights
 from tbn_tvm.relay_passes.rewrite_tiled_layers import RewriteTiledLayers
 from tbn_tvm.relay_passes.schedule_defaults import ScheduleDefaults
 from tbn_tvm.relay_passes.schedule_gpu_defaults import ScheduleGpuDefaults
+from tbn_tvm.relay_passes.sort_by_rank import SortByRank
 
 __all__ = [
     "BindBatch",
@@ -33,4 +34,5 @@ __all__ = [
     "RewriteTiledLayers",
     "ScheduleDefaults",
     "ScheduleGpuDefaults",
+    "SortByRank",
 ]

@@ -40,6 +40,11 @@ def dispatch() -> list[tvm.transform.Pass]:
     return [relax.backend.DispatchSampling(), relax.backend.DispatchSortScan()]
 
 
+def dispatch_bare_metal() -> list[tvm.transform.Pass]:
+    """Phase 3, first, for portable C, which has no run time: loops instead of its routines."""
+    return [relay_passes.SortByRank(), relax.backend.DispatchSortScan()]
+
+
 def fuse(target: tvm.target.Target, records=None) -> list[tvm.transform.Pass]:
     """Phase 3, on every target: operators become loops, followers join what they follow."""
     return [
@@ -157,7 +162,7 @@ def cortex_m_phases(target: tvm.target.Target, records=None) -> list[Phase]:
     """
     return [
         ("2_simplify", [relay_passes.BindBatch(1), *simplify()]),
-        ("3_lower", lower(target, records)),
+        ("3_lower", [*dispatch_bare_metal(), *lower(target, records)]),
         ("4_bare_metal", bare_metal()),
     ]
 

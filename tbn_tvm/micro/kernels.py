@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import tvm
 import tvm_ffi
-from tvm import s_tir
+from tvm import ir, s_tir
 from tvm import tirx as tir
 from tvm.ir import PointerType, PrimType
 
@@ -130,8 +130,14 @@ def lower_kernel(func: tir.PrimFunc, name: str) -> Kernel:
         Its parameters are buffers.
     name : str
         Of the C function.
+
+    Raises
+    ------
+    TbnError
+        For a statement, an element type or a call that portable C lacks.
     """
-    func = lower_loops()(tvm.IRModule({"main": func}))["main"]
+    func = lower_loops()(tvm.IRModule({"main": _without_offsets(func)}))["main"]
+    _refuse_calls_of_the_run_time(func.body)
     editor = _ScratchLifter()
     body = editor.visit(func.body)
     written = editor.written
@@ -163,6 +169,31 @@ def lower_kernel(func: tir.PrimFunc, name: str) -> Kernel:
         text,
         in_place_pairs(body, list(func.params)),
     )
+
+
+def _without_offsets(func: tir.PrimFunc) -> tir.PrimFunc:
+    """Parameters begin at their pointers: some of TVM's operators leave that open, for its run time
+    to say."""
+    zeros = {
+        buffer.elem_offset: tir.const(0, buffer.elem_offset.ty.dtype)
+        for buffer in func.params
+        if isinstance(buffer.elem_offset, ir.Var)
+    }
+    if not zeros:
+        return func
+    return tvm_ffi.structural_map(func, (ir.Var, lambda variable: zeros.get(variable, variable)))
+
+
+def _refuse_calls_of_the_run_time(body: tir.Stmt) -> None:
+    called: list[str] = []
+
+    def note(node) -> None:
+        if isinstance(node, ir.Call) and "call_packed" in getattr(node.op, "name", ""):
+            called.append(str(node.args[0]).strip('"'))
+
+    tvm_ffi.structural_walk(body, note)
+    if called:
+        raise TbnError(f"it calls {called[0]}, which only TVM's run-time library has")
 
 
 @functools.cache
@@ -218,7 +249,9 @@ def _generate(module: tvm.IRModule, name: str) -> tuple[list[str], str]:
     if not (found and opened and closed):
         raise TbnError(f"TVM's C code for {name} has an unknown form; is its version supported?")
     names = [part.split()[-1].lstrip("*") for part in signature.split(",")]
-    return names, body.rstrip() + "\n"
+    # Before each while loop TVM writes a pragma that only some compilers know.
+    lines = [line for line in body.rstrip().splitlines() if not line.lstrip().startswith("#pragma")]
+    return names, "\n".join(lines) + "\n"
 
 
 def _scratch_size(buffer) -> tuple[int, int]:
@@ -254,13 +287,17 @@ class _ScratchLifter:
                 tir.ForKind.SERIAL,
                 self.visit(stmt.body),
             )
+        if isinstance(stmt, tir.While):
+            return tir.While(stmt.condition, self.visit(stmt.body))
         if isinstance(stmt, tir.IfThenElse):
             otherwise = None if stmt.else_case is None else self.visit(stmt.else_case)
             return tir.IfThenElse(stmt.condition, self.visit(stmt.then_case), otherwise)
         if isinstance(stmt, tir.AttrStmt):
             return tir.AttrStmt(stmt.node, stmt.attr_key, stmt.value, self.visit(stmt.body))
         if isinstance(stmt, tir.AllocBuffer):
-            if _scratch_size(stmt.buffer)[0] <= STACK_ARRAY_BYTES:
+            # TVM would have its run time ask a device for what has a scope of its own.
+            small = _scratch_size(stmt.buffer)[0] <= STACK_ARRAY_BYTES
+            if small and stmt.buffer.scope() == "global":
                 return stmt
             self.lifted.append(stmt.buffer)
             self.written.add(stmt.buffer)

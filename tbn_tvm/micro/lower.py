@@ -136,6 +136,7 @@ def lower_model(
         For operators that have no bare-metal form.
     """
     from tbn_tvm import pipeline
+    from tbn_tvm._tvm import told_as_ours
     from tbn_tvm.micro.planner import plan_arena
     from tbn_tvm.micro.program import extract_program
     from tbn_tvm.schedules.families import bare_metal
@@ -155,7 +156,8 @@ def lower_model(
     if calibration is not None:
         mod, quantization = calibration.apply(model, phases[0], target, dump_ir, records)
         phases = phases[1:]
-    mod = pipeline.run(mod, phases, target, dump_ir)
+    with told_as_ours("TVM cannot lower the model for a board"):
+        mod = pipeline.run(mod, phases, target, dump_ir)
     program = extract_program(mod, model.name)
     signature = Signature(
         _named_in_c(model.signature.inputs),

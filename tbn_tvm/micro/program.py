@@ -138,6 +138,24 @@ def extract_program(mod: tvm.IRModule, name: str) -> Program:
     return _Extractor(mod, name).extract()
 
 
+_INSTEAD = (
+    "leave it out of the model and compute it in the application, or compile for a CPU "
+    "(--target llvm)"
+)
+
+
+def _as_c(func: tir.PrimFunc, operator: str, name: str) -> Kernel:
+    """A kernel, or one readable error that names the operator, whatever stood in the way."""
+    try:
+        return lower_kernel(func, name)
+    except Exception as error:  # TVM's own are of any kind
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TbnError(
+            f"{operator} has no kernel for bare metal ({reason}): expected loops over arrays; "
+            f"{_INSTEAD}"
+        ) from error
+
+
 class _Extractor:
     def __init__(self, mod: tvm.IRModule, name: str) -> None:
         self.mod, self.prefix = mod, name
@@ -194,8 +212,8 @@ class _Extractor:
                 called, "global_symbol", type(value).__name__
             )
             raise TbnError(
-                f"{what} has no kernel for bare metal: the model uses an operator that TVM does "
-                "not lower to a loop nest"
+                f"{what} has no kernel for bare metal: expected operators that TVM lowers to "
+                f"loops; {_INSTEAD}"
             )
 
     def _value(self, expr: relax.Expr):
@@ -242,7 +260,7 @@ class _Extractor:
 
     def _kernel(self, func_name: str) -> Kernel:
         if func_name not in self._kernels:
-            kernel = lower_kernel(self.mod[func_name], f"{self.prefix}_{func_name}")
+            kernel = _as_c(self.mod[func_name], func_name, f"{self.prefix}_{func_name}")
             self._kernels[func_name] = kernel
             self.program.kernels.append(kernel)
         return self._kernels[func_name]

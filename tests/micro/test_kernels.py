@@ -156,3 +156,31 @@ def test_float_weights_survive_printing_to_the_last_bit(value, tmp_path):
     project = tbn_tvm.compile(torch.export.export(Shift(), (x,)), "mps2-an386", name="net")
     y = run_generated_c(project, tmp_path, x.numpy())
     np.testing.assert_array_equal(y, np.full((1, 4), value, "float32"))
+
+
+class Opaque(torch.nn.Module):
+    """Operators that TVM has as one opaque kernel, or as a routine of its run time."""
+
+    def forward(self, x):
+        places = (x > 0).long() * torch.arange(4)
+        best, where = x.topk(2, 1)
+        return torch.cat(
+            [
+                torch.zeros_like(x).scatter(1, places, x),
+                x.cumsum(1),
+                x.sort(1, True).values,
+                x.argsort(1).float(),
+                best,
+                where.float(),
+                torch.bucketize(x, torch.tensor([-1.0, 0.0, 1.0])).float(),
+            ],
+            1,
+        )
+
+
+def test_scatters_scans_and_sorts_are_loops(tmp_path):
+    x = torch.tensor([[-1.5, 0.0, 3.0, 2.0], [2.0, -4.0, 2.5, -0.5]])
+    program = torch.export.export(Opaque(), (x[:1],))
+    y = run_generated_c(tbn_tvm.compile(program, "mps2-an386", name="opaque"), tmp_path, x.numpy())
+    expected = torch.cat([Opaque()(row[None]) for row in x])
+    np.testing.assert_allclose(y.reshape(2, -1), expected.numpy(), rtol=1e-6)

@@ -5,7 +5,7 @@ import torch
 
 import tbn_tvm
 from tbn_tvm.compiler import c_identifier
-from tbn_tvm.errors import UsageError
+from tbn_tvm.errors import TbnError, UsageError
 from tbn_tvm.micro import Project
 from tbn_tvm.nn import TiledLinear, freeze
 
@@ -51,6 +51,12 @@ def test_what_cannot_run_sample_by_sample_is_refused(function, shape, axis, told
 def test_a_fixed_batch_may_be_coupled():
     made = torch.export.export(freeze(Function(lambda y: y - y.mean(0))), (torch.zeros(3, 16),))
     assert tbn_tvm.compile(made, "mps2-an386", name="net").signature.inputs[0].shape == (3, 16)
+
+
+def test_what_has_no_form_in_c_is_refused_by_name_and_says_what_to_do():
+    told = r"median has no kernel .*calls tvm\.contrib\.sort.*: expected loops .*--target llvm"
+    with pytest.raises(TbnError, match=told):
+        tbn_tvm.compile(program(lambda y: y.median(1).values), "mps2-an386", name="net")
 
 
 @pytest.mark.parametrize("taken", ["main", "stdint", "tbn_model", "tbn_board", "int", "3d", ""])
