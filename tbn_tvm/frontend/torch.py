@@ -13,6 +13,7 @@ from tvm.relax.frontend.torch import from_exported_program as import_exported_pr
 import tbn_tvm.nn.ops  # noqa: F401  (registers the operators a saved program refers to)
 from tbn_tvm import op
 from tbn_tvm.frontend.grid_sample import METHODS, PADDINGS, grid_sample
+from tbn_tvm.frontend.group_norm import group_norm
 from tbn_tvm.frontend.pooling import adaptive_max_pool
 from tbn_tvm.relay_passes import NormaliseIndices
 
@@ -53,6 +54,7 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "max.dim": _extreme_and_index(relax.op.max, relax.op.argmax),
             "min.dim": _extreme_and_index(relax.op.min, relax.op.argmin),
             "mm.default": _product,
+            "native_group_norm.default": group_norm,
             "native_layer_norm.default": _layer_norm,
             "select.int": _select,
             "tbn_tiled_linear.default": _linear,

@@ -81,6 +81,13 @@ class Function(torch.nn.Module):
         pytest.param(torch.nn.functional.selu, id="selu"),
         pytest.param(lambda x: torch.nn.functional.elu(x, 0.5), id="elu"),
         pytest.param(torch.nn.functional.celu, id="celu"),
+        pytest.param(
+            lambda x: torch.nn.functional.group_norm(x[:, :4], 2), id="groups without scales"
+        ),
+        pytest.param(
+            lambda x: torch.nn.functional.group_norm(x[0], 2, torch.arange(8.0), torch.ones(8)),
+            id="groups of two axes",
+        ),
         pytest.param(lambda x: x.amax(2), id="greatest of an axis"),
         pytest.param(lambda x: x.amin((0, 2), keepdim=True), id="least of two axes"),
         pytest.param(lambda x: x.amax(), id="greatest of all"),
