@@ -15,6 +15,7 @@ from tbn_tvm.frontend.grid_sample import grid_sample
 from tbn_tvm.frontend.onnx.arithmetic import ARITHMETIC
 from tbn_tvm.frontend.onnx.indices import INDEXING
 from tbn_tvm.frontend.onnx.limits import MAX_RANK
+from tbn_tvm.frontend.onnx.one_hot import one_hot
 
 
 def _gemm(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
@@ -151,6 +152,7 @@ CONVERTERS = {
     "Expand": _expand,
     "Gemm": _gemm,
     "GridSample": _grid_sample,
+    "OneHot": one_hot,
     "Pow": _pow,
     "RMSNormalization": _rms_normalization,
     **ARITHMETIC,

@@ -98,6 +98,31 @@ def test_indices_that_only_data_knows_reach_no_foreign_memory(models):
     assert z.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize(
+    "values", [np.array([0.5, 2], "f"), np.array([0, 1]), np.array([5, 7], "i1")]
+)
+def test_one_hot_has_the_type_of_its_values(models, values):
+    kind = {"f": "FLOAT", "l": "INT64", "b": "INT8"}[values.dtype.char]
+    model = models.make(
+        [
+            NODE("OneHot", ["i", "d", "v"], ["last"]),
+            NODE("OneHot", ["i", "d", "v"], ["first"], axis=0),
+            NODE("OneHot", ["i", "d", "w"], ["given"], axis=-2),
+        ],
+        {"i": ("INT64", [2, 3]), "w": (kind, [2])},
+        {"last": (kind, [2, 3, 4]), "first": (kind, [4, 2, 3]), "given": (kind, [2, 4, 3])},
+        {"d": np.array([4]), "v": values},
+    )
+    feeds = {"i": np.array([[0, 3, -1], [-4, 4, -5]]), "w": values[::-1].copy()}
+    results = evaluate(import_model(prepare(model)), list(feeds.values()))
+    for ours, last in zip(results, (2, 0, 1), strict=True):
+        on, off = (values[1], values[0]) if last != 1 else (values[0], values[1])
+        index = np.where(feeds["i"] < 0, feeds["i"] + 4, feeds["i"])
+        hit = np.moveaxis(index[..., None] == np.arange(4), -1, last)
+        assert ours.dtype == values.dtype
+        np.testing.assert_array_equal(ours, np.where(hit, on, off))
+
+
 CUBIC = {"mode": "cubic", "antialias": 1}
 
 
