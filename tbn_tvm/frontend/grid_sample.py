@@ -99,5 +99,5 @@ def _with_margins(
         places = np.minimum(along, period - (not align_corners) - along)
         data = emit(relax.op.take(data, relax.const(places, "int64"), axis))
         scales.insert(0, (size - align_corners) / (size + 4 - align_corners))
-    factors = relax.const(np.array(scales, str(grid.ty.dtype)))
+    factors = relax.const(np.array(scales), str(grid.ty.dtype))
     return data, emit(relax.op.multiply(grid, factors))

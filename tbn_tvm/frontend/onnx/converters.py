@@ -16,6 +16,8 @@ from tbn_tvm.frontend.onnx.arithmetic import ARITHMETIC
 from tbn_tvm.frontend.onnx.indices import INDEXING
 from tbn_tvm.frontend.onnx.limits import MAX_RANK
 from tbn_tvm.frontend.onnx.one_hot import one_hot
+from tbn_tvm.frontend.onnx.resizing import resize
+from tbn_tvm.frontend.onnx.selecting import SELECTING, SELECTING_GUARDS
 
 
 def _gemm(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
@@ -112,26 +114,6 @@ def _grid_sample(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
     )
 
 
-def _resize_by_ratio(inputs, attrs: dict) -> None:
-    """TVM goes by the ratio of sizes, ONNX by the scale; it knows no filter against aliasing."""
-    if attrs.get("antialias", 0):
-        raise ValueError("antialias is not supported")
-    scales = inputs[2]
-    if scales is None:
-        return
-    shape = inputs[0].ty.shape
-    if not isinstance(scales, tvm.ir.GenericConst) or shape is None:
-        raise ValueError("scales must be constant")
-    factors = scales.value.numpy().tolist()
-    axes = attrs.get("axes", range(len(factors)))
-    for axis, factor in zip(axes, factors, strict=True):
-        extent = shape.values[axis]
-        if factor == 1.0:
-            continue
-        if not isinstance(extent, tir.IntImm) or (int(extent) * factor) % 1:
-            raise ValueError(f"a scale of {factor} on axis {axis} of {extent} gives no whole size")
-
-
 def _only_mode(mode: bytes):
     def guard(_inputs, attrs: dict) -> None:
         if attrs.get("mode", mode) != mode:
@@ -156,16 +138,17 @@ CONVERTERS = {
     "Pow": _pow,
     "RMSNormalization": _rms_normalization,
     **ARITHMETIC,
+    "Resize": resize,
     **INDEXING,
+    **SELECTING,
 }
 """Go before TVM's."""
 
 GUARDS = {
     "BatchNormalization": _no_training,
     "Concat": _short_shapes,
-    "Dropout": _no_training,
-    "Resize": _resize_by_ratio,
     "RoiAlign": _only_mode(b"avg"),
     "SpaceToDepth": _only_mode(b"DCR"),
+    **SELECTING_GUARDS,
 }
 """Refuse uses of operators that TVM's converters get wrong; take inputs and attributes."""

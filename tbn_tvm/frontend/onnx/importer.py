@@ -6,9 +6,11 @@ import contextlib
 import io
 import re
 
+import numpy as np
 import tvm
 from onnx import ModelProto, helper
 from tvm import relax
+from tvm import tirx as tir
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from tbn_tvm import op
@@ -85,6 +87,11 @@ class _Importer(ONNXGraphImporter):
                 )
         super()._construct_nodes(graph)
         self.made = dict(self._nodes)
+        for output in graph.output:
+            value = self._nodes[output.name]
+            # TVM computes with shapes apart from tensors.
+            if isinstance(value, relax.ShapeExpr):
+                self._nodes[output.name] = _shape_as_tensor(self.bb, value)
 
     def _sanitize_name(self, name: str) -> str:
         """An identifier, each once; the signature keeps the model's own names."""
@@ -110,3 +117,10 @@ class _Importer(ONNXGraphImporter):
             return super()._convert_operator(op_name, inputs, attrs, opset)
         result = convert(self.bb, inputs, attrs, opset)
         return self.bb.normalize(result) if isinstance(result, relax.Expr) else result
+
+
+def _shape_as_tensor(bb, shape: relax.ShapeExpr) -> relax.Expr:
+    extents = list(shape.values)
+    if all(isinstance(extent, tir.IntImm) for extent in extents):
+        return relax.const(np.array([int(extent) for extent in extents]), "int64")
+    return bb.emit(relax.op.shape_to_tensor(shape))

@@ -1,0 +1,144 @@
+"""Operators that select, and shapes, against ONNX Runtime; what cannot be planned is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from tbn_tvm.errors import FormatError
+from tbn_tvm.evaluate import evaluate
+from tbn_tvm.frontend.onnx import prepare
+from tbn_tvm.importing import import_model
+
+NODE = helper.make_node
+
+
+def agrees(models, model, **feeds):
+    results = evaluate(import_model(prepare(model)), list(feeds.values()))
+    for result, expected in zip(results, models.expected(model, **feeds), strict=True):
+        assert result.dtype == expected.dtype
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_drops_nothing_and_says_so(models):
+    nodes = [
+        NODE("Dropout", ["x"], ["y", "kept"]),
+        NODE("Dropout", ["x", "ratio", "off"], ["z"]),
+    ]
+    model = models.make(
+        nodes,
+        {"x": [2, 3]},
+        {"y": [2, 3], "kept": ("BOOL", [2, 3]), "z": [2, 3]},
+        {"ratio": np.array(0.9, np.float32), "off": np.array(False)},
+    )
+    agrees(models, model, x=np.arange(6, dtype=np.float32).reshape(2, 3))
+
+
+def test_a_shape_is_an_output(models):
+    nodes = [NODE("Shape", ["x"], ["shape"]), NODE("Relu", ["x"], ["y"])]
+    model = models.make(nodes, {"x": [2, 3]}, {"shape": ("INT64", [2]), "y": [2, 3]})
+    agrees(models, model, x=np.ones((2, 3), np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "int32", "uint8"])
+def test_the_greatest_of_every_sortable_type(models, dtype):
+    kind = {"float64": "DOUBLE"}.get(dtype, dtype.upper())
+    model = models.make(
+        [NODE("TopK", ["x", "k"], ["y", "i"])],
+        {"x": (kind, [2, 4])},
+        {"y": (kind, [2, 2]), "i": ("INT64", [2, 2])},
+        {"k": np.array([2])},
+        opset=24,
+    )
+    x = np.array([[1, 7, 3, 5], [100, 2, 0, 120]], dtype)
+    y, i = evaluate(import_model(prepare(model)), [x])
+    np.testing.assert_array_equal(i, [[1, 3], [3, 0]])
+    np.testing.assert_array_equal(y, np.take_along_axis(x, i, 1))
+
+
+@pytest.mark.parametrize(
+    ("names", "arrays", "attributes"),
+    [
+        (["", "f"], {"f": np.array([3, 2], np.float32)}, {"axes": [3, 2]}),
+        (["", "", "n"], {"n": np.array([6, 5])}, {"axes": [2, -1], "mode": "linear"}),
+        (
+            ["r", "", "n"],
+            {"r": np.array([0.2, 0.1, 0.8, 0.9], np.float32), "n": np.array([3, 5])},
+            {
+                "axes": [2, 3],
+                "mode": "linear",
+                "coordinate_transformation_mode": "tf_crop_and_resize",
+            },
+        ),
+    ],
+    ids=["scales", "sizes", "region"],
+)
+def test_resize_of_some_axes(models, names, arrays, attributes):
+    model = models.make(
+        [NODE("Resize", ["x", *names], ["y"], **attributes)],
+        {"x": [1, 2, 4, 3]},
+        {"y": [1, 2, None, None]},
+        arrays,
+        opset=19,
+    )
+    agrees(models, model, x=np.random.default_rng(0).standard_normal((1, 2, 4, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("node", "inputs", "output", "told"),
+    [
+        (
+            NODE("NonMaxSuppression", ["b", "s"], ["y"]),
+            {"b": [1, 6, 4], "s": [1, 1, 6]},
+            ("INT64", [None, 3]),
+            "how many boxes it selects depends on the data",
+        ),
+        (
+            NODE("Dropout", ["x", "", "t"], ["y"]),
+            {"x": [2], "t": ("BOOL", [])},
+            [2],
+            "training_mode is for training: expected a constant false",
+        ),
+        (
+            NODE("Attention", ["q", "q", "q"], ["y"]),
+            {"q": [1, 2, 3, 4]},
+            [1, 2, 3, 4],
+            "export the model with opset 22 or older",
+        ),
+        (
+            NODE("MaxUnpool", ["x", "i", "n"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+            {"x": [1, 1, 2, 2], "i": ("INT64", [1, 1, 2, 2]), "n": ("INT64", [4])},
+            [1, 1, 5, 5],
+            "output_shape is not supported",
+        ),
+    ],
+    ids=["boxes", "training", "attention", "unpooling"],
+)
+def test_what_cannot_be_planned_is_refused(models, node, inputs, output, told):
+    model = models.make([node], inputs, {"y": output}, opset=23)
+    with pytest.raises(FormatError, match=rf"\({node.op_type}\): .*{told}"):
+        import_model(prepare(model))
+
+
+def test_what_cannot_be_sorted_is_refused(models):
+    model = models.make(
+        [NODE("TopK", ["x", "k"], ["y", "i"])],
+        {"x": ("UINT64", [4])},
+        {"y": ("UINT64", [2]), "i": ("INT64", [2])},
+        {"k": np.array([2])},
+    )
+    with pytest.raises(FormatError, match="elements of uint64 cannot be sorted: cast them"):
+        import_model(prepare(model))
+
+
+def test_a_kept_ratio_is_refused(models):
+    model = models.make(
+        [NODE("Resize", ["x", "", "", "n"], ["y"], keep_aspect_ratio_policy="not_larger")],
+        {"x": [1, 1, 4, 4]},
+        {"y": [1, 1, None, None]},
+        {"n": np.array([1, 1, 7, 8])},
+        opset=19,
+    )
+    with pytest.raises(FormatError, match="keep_aspect_ratio_policy is not supported"):
+        import_model(prepare(model))
