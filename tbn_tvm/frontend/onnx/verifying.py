@@ -11,6 +11,7 @@ from tvm import tirx as tir
 from tbn_tvm.errors import FormatError
 from tbn_tvm.frontend.onnx.graph import dtype_name
 from tbn_tvm.frontend.onnx.limits import MAX_ELEMENTS
+from tbn_tvm.frontend.onnx.tensors import DTYPES
 
 
 def verify_types(
@@ -42,6 +43,13 @@ def verify_types(
 
 
 def _verify(name: str, held: relax.TensorType, wanted, free: set[str]) -> None:
+    dtype = dtype_name(wanted.elem_type)
+    if dtype not in DTYPES:
+        # TVM casts to narrow floats as if their range were that of integers.
+        raise FormatError(
+            f"value {name!r} is of {dtype}, which is not supported: expected one of "
+            f"{', '.join(sorted(DTYPES))}"
+        )
     if not isinstance(held.shape, relax.ShapeExpr):
         raise FormatError(
             f"value {name!r}: its shape depends on the data, which cannot be planned for"
@@ -60,7 +68,6 @@ def _verify(name: str, held: relax.TensorType, wanted, free: set[str]) -> None:
             f"value {name!r} has shape {[str(e) for e in extents]}: expected at most "
             f"{MAX_ELEMENTS:,} elements"
         )
-    dtype = dtype_name(wanted.elem_type)
     shape = [e.dim_value if e.HasField("dim_value") else None for e in wanted.shape.dim]
     fits = str(held.dtype) == dtype
     if wanted.HasField("shape"):

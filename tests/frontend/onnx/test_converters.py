@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from tbn_tvm.errors import FormatError
 from tbn_tvm.evaluate import evaluate
@@ -177,4 +177,17 @@ CUBIC = {"mode": "cubic", "antialias": 1}
 def test_uses_that_tvm_gets_wrong_are_refused(models, node, x, y, arrays, told):
     model = models.make([node], {"x": x}, {"y": y}, arrays)
     with pytest.raises(FormatError, match=rf"\({node.op_type}\): .*{told}"):
+        import_model(prepare(model))
+
+
+@pytest.mark.parametrize("to", ["FLOAT8E4M3FN", "FLOAT8E5M2FNUZ", "INT4", "FLOAT4E2M1"])
+def test_values_of_types_that_tvm_casts_wrongly_are_refused(models, to):
+    """In between, too, where neither an input nor an output has the type."""
+    number = getattr(TensorProto, to)
+    nodes = [
+        NODE("Cast", ["x"], ["narrow"], to=number),
+        NODE("Cast", ["narrow"], ["y"], to=TensorProto.FLOAT),
+    ]
+    model = models.make(nodes, {"x": [3]}, {"y": [3]}, opset=23)
+    with pytest.raises(FormatError, match=f"'narrow' is of {to[:4].lower()}.* expected one of"):
         import_model(prepare(model))
