@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 # Imported while a group exists, as DDP does otherwise, it keeps that group in default arguments.
-import torch.distributed.nn  # noqa: F401
+import torch.distributed.nn
 from torch import Tensor, nn
 
 from tbn_tvm.errors import UsageError

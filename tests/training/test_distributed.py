@@ -32,7 +32,7 @@ Path(f"left.{rank}").write_text("\\n".join(names))
     not Path("/proc/self/task").is_dir(), reason="threads are counted in Linux's /proc"
 )
 def test_no_thread_of_the_group_outlives_it(tmp_path):
-    """One that does may abort the process at its end: the interpreter is gone, and it asks for it."""
+    """One that does may abort the process: it asks for the interpreter when that is gone."""
     script = tmp_path / "process.py"
     script.write_text(_PROCESS)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
