@@ -1,4 +1,4 @@
-"""Multilayer perceptrons: linear layers with an activation, and perhaps a norm, between them.
+"""Multilayer perceptrons: linear layers with ReLU, and perhaps batch norm, between them.
 
 The defaults are the paper's model for microcontrollers ("Tiled Bit Networks", arXiv:2407.12075,
 section 5): 784-128-10 on MNIST without biases, 101,632 parameters, of which the first layer's
@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from tbn_tvm.errors import UsageError
@@ -21,8 +20,6 @@ from tbn_tvm.nn.functional import AlphaMode
 
 PAPER_WIDTHS = (784, 128, 10)
 """Inputs, hidden units and classes of the paper's model."""
-
-_ACTIVATIONS = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
 
 
 class SumOfLinears(nn.Module):
@@ -63,8 +60,6 @@ def mlp(
     head_bits: int = 1,
     head_bias: bool = True,
     smooth: int = 1,
-    activation: str = "relu",
-    gain: float = 1.0,
     **options,
 ) -> nn.Sequential:
     """``(B, widths[0]) -> (B, widths[-1])``.
@@ -91,20 +86,14 @@ def mlp(
     smooth : int
         Side of the square, odd, over which square images are averaged first; 1 for not. Binary
         weights behind it act as smooth ones of many levels, without a byte.
-    activation : {"relu", "hardswish"}
-        Between layers. The copies of a tiled row differ in bias and scale alone: behind hardswish,
-        whose bend is wide, they give more different functions of their one product.
-    gain : float
-        Factor on the hidden layers' first weights, for a model that starts from them. Hardswish
-        bends between -3 and 3: what it gets has to reach that far.
     **options
         Further arguments of :func:`tbn_tvm.nn.tile_model`.
 
     Raises
     ------
     UsageError
-        Where ``head_bits`` is below 1, ``smooth`` is not odd, inputs to be averaged are no square,
-        the activation is unknown, or ``gain`` is not above 0.
+        Where ``head_bits`` is below 1, ``smooth`` is not odd, or inputs to be averaged are no
+        square.
     """
     if head_bits < 1:
         raise UsageError(f"head_bits={head_bits}: expected 1 or more")
@@ -113,10 +102,6 @@ def mlp(
         raise UsageError(
             f"smooth={smooth} with {widths[0]} inputs: expected an odd side and square images"
         )
-    if activation not in _ACTIVATIONS:
-        raise UsageError(f"activation={activation!r}: expected one of {', '.join(_ACTIVATIONS)}")
-    if not 0 < gain < math.inf:
-        raise UsageError(f"gain={gain}: expected a number above 0")
     layers: list[nn.Module] = []
     if smooth > 1:
         layers += [
@@ -126,13 +111,11 @@ def mlp(
         ]
     for inputs, outputs in itertools.pairwise(widths[:-1]):
         layers.append(nn.Linear(inputs, outputs, bias=bias and not centre))
-        with torch.no_grad():
-            layers[-1].weight *= gain
         if norm:
             layers.append(nn.BatchNorm1d(outputs))
         if centre:
             layers.append(MeanOnlyBatchNorm1d(outputs))
-        layers.append(_ACTIVATIONS[activation]())
+        layers.append(nn.ReLU())
     # What leaves the last layer is the result as it is.
     last_bias = head_bias and (bias or centre)
     if head_bits == 1:

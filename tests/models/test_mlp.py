@@ -55,7 +55,7 @@ def test_the_head_can_do_without_the_bias_that_others_have(head_bits):
     assert biased == [True] + [False] * head_bits
 
 
-@pytest.mark.parametrize("name", ["mnist-mlp-bias", "mnist-mlp-hardswish", "mnist-mlp-smooth"])
+@pytest.mark.parametrize("name", ["mnist-mlp-bias", "mnist-mlp-smooth"])
 def test_biased_recipes_stay_below_their_4_kb(name, tmp_path):
     model = build_model(find_recipe(name), False).eval()
     layers = [module for module in model.modules() if isinstance(module, TiledLinear)]
@@ -64,27 +64,3 @@ def test_biased_recipes_stay_below_their_4_kb(name, tmp_path):
     export(model, (torch.rand(2, 784),), path)
     project = tbn_tvm.compile(path, "mps2-an386")
     assert project.memory["weights"] < 4096
-
-
-def test_hardswish_takes_the_place_of_relu_and_a_gain_scales_what_it_gets():
-    torch.manual_seed(0)
-    plain = mlp(widths=(16, 8, 4), p=None)
-    torch.manual_seed(0)
-    model = mlp(widths=(16, 8, 4), p=None, activation="hardswish", gain=3.0)
-    x = torch.randn(5, 16)
-    hidden = x @ (3 * plain[0].weight).T
-    expected = (hidden * (hidden + 3).clamp(0, 6) / 6) @ plain[2].weight.T
-    torch.testing.assert_close(model(x), expected)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "told"),
-    [
-        ({"activation": "sine"}, "activation='sine': expected one of relu, hardswish"),
-        ({"gain": 0.0}, "gain=0.0: expected a number above 0"),
-        ({"gain": float("nan")}, "gain=nan"),
-    ],
-)
-def test_an_activation_that_is_not_there_and_a_gain_of_nothing_are_refused(sizes, told):
-    with pytest.raises(UsageError, match=told):
-        mlp(**sizes)

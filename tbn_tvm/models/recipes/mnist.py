@@ -41,16 +41,6 @@ _SMOOTHED = replace(
     sizes={**_BIASED.sizes, "smooth": 3},
 )
 
-_HARDSWISH = replace(
-    _BIASED,
-    name="mnist-mlp-hardswish",
-    about="mnist-mlp-bias with hardswish in the place of ReLU",
-    sizes={**_BIASED.sizes, "activation": "hardswish", "gain": 6.0},
-    # Hardswish has a scale of its own: alphas start where its bend is used.
-    start="model",
-    augment=("affine:8:0.08:0.03:6:0.95",),
-)
-
 _PAPER = Recipe(
     name="mnist-mlp-paper",
     about="784-128-10 without biases as the authors train it (arXiv:2407.12075, section 5)",
@@ -78,4 +68,4 @@ _CNN = Recipe(
     augment=("affine:8:0.08:0.05:6",),
 )
 
-RECIPES = (_MLP, _BIASED, _HARDSWISH, _SMOOTHED, _PAPER, _CNN)
+RECIPES = (_MLP, _BIASED, _SMOOTHED, _PAPER, _CNN)
