@@ -27,7 +27,8 @@ def grid_sample(
     emit : callable
         Binds an expression and returns its variable.
     data, grid : relax.Expr
-        Coordinates from -1 to 1, those of the last axis of ``data`` first.
+        Coordinates from -1 to 1, those of the last axis of ``data`` first. The result has the
+        type of ``data``; it is computed in float64 if either is of it, and else in float32.
     method : str
         One of ``METHODS``; "bilinear" is trilinear over three axes.
     padding : str
@@ -38,13 +39,28 @@ def grid_sample(
     Raises
     ------
     ValueError
-        For "bicubic" over three axes, or reflected over axes of free size.
+        For another method or padding; for "bicubic" over three axes, or reflected over axes of
+        free size; for integers, but where the nearest are taken.
     """
+    if method not in METHODS:
+        raise ValueError(f"mode {method!r}: expected one of {', '.join(METHODS)}")
+    if padding not in PADDINGS:
+        raise ValueError(f"padding {padding!r}: expected one of {', '.join(PADDINGS)}")
     rank = data.ty.ndim
     if rank not in (4, 5):
         raise ValueError(f"grids over {rank - 2} axes: expected 2 or 3")
     if method == "bicubic" and rank == 5:
         raise ValueError("cubic sampling over three axes is not supported")
+    dtype, computed = str(data.ty.dtype), "float32"
+    if not dtype.startswith(("float", "bfloat")):
+        if method != "nearest":
+            raise ValueError(f"{method} sampling of {dtype}: cast it to float32")
+    else:
+        if "float64" in (dtype, str(grid.ty.dtype)):
+            computed = "float64"
+        data = _cast(emit, data, computed)
+    # TVM declares the type of the data, and its kernel returns that of products with the grid.
+    grid = _cast(emit, grid, computed)
     if padding == "reflection":
         grid = _reflected(emit, grid)
         padding = "border"
@@ -52,7 +68,7 @@ def grid_sample(
             data, grid = _with_margins(emit, data, grid, align_corners)
     # TVM has the coordinates before the result's axes.
     grid = emit(relax.op.permute_dims(grid, [0, rank - 1, *range(1, rank - 1)]))
-    return emit(
+    result = emit(
         relax.op.image.grid_sample(
             data,
             grid,
@@ -62,6 +78,11 @@ def grid_sample(
             align_corners=align_corners,
         )
     )
+    return _cast(emit, result, dtype)
+
+
+def _cast(emit, value: relax.Expr, dtype: str) -> relax.Expr:
+    return value if str(value.ty.dtype) == dtype else emit(relax.op.astype(value, dtype))
 
 
 def _reflected(emit, grid: relax.Expr) -> relax.Expr:

@@ -40,7 +40,19 @@ def test_samples_are_pytorchs(method, padding, size, align_corners):
     x, grid = torch.randn(2, 3, *size), 3 * torch.randn(2, *(4, 5, 3)[: len(size)], len(size))
     y = tbn_tvm.compile(torch.export.export(model, (x, grid))).run(x.numpy(), grid.numpy())
     expected = model(x.double(), grid.double()).numpy()
+    assert y.dtype == np.float32
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "nearest"])
+def test_half_precision_stays_half(method):
+    torch.manual_seed(0)
+    model = Sample(method, "zeros", False)
+    x, grid = torch.randn(1, 3, 5, 6).half(), torch.randn(1, 4, 5, 2).half()
+    y = tbn_tvm.compile(torch.export.export(model, (x, grid))).run(x.numpy(), grid.numpy())
+    assert y.dtype == np.float16
+    expected = model(x.double(), grid.double()).numpy()
+    np.testing.assert_allclose(y, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_cubic_reflection_over_a_free_size_is_refused():

@@ -106,9 +106,9 @@ _GRID_METHODS = {"linear": "bilinear", "cubic": "bicubic"}
 
 
 def _grid_sample(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
-    method = attrs.get("mode", b"linear").decode()
+    method = attrs.get("mode", b"linear").decode(errors="replace")
     method = _GRID_METHODS.get(method, method)
-    padding = attrs.get("padding_mode", b"zeros").decode()
+    padding = attrs.get("padding_mode", b"zeros").decode(errors="replace")
     return grid_sample(
         bb.emit, inputs[0], inputs[1], method, padding, bool(attrs.get("align_corners", 0))
     )
