@@ -22,7 +22,7 @@ def adaptive_max_pool(node: fx.Node, importer) -> relax.Var:
     Raises
     ------
     FormatError
-        Where the indices are used as well, or a pooled axis is of free size.
+        Where the indices are used as well, a pooled axis is of free size, or there are no windows.
     """
     name = node.target.__name__.split(".")[0]
     if any(u.target is operator.getitem and u.args[1] == 1 and u.users for u in node.users):
@@ -34,6 +34,8 @@ def adaptive_max_pool(node: fx.Node, importer) -> relax.Var:
     sizes = list(x.ty.shape.values)[-len(windows) :]
     if not all(isinstance(size, tir.IntImm) for size in sizes):
         raise FormatError(f"{name} over axes of free size: export the model with those axes fixed")
+    if 0 in windows:
+        raise FormatError(f"{name} to {list(windows)} windows: expected at least one along an axis")
     pooled = _pooled(x, [int(size) for size in sizes], list(windows), importer)
     return importer.block_builder.emit(relax.Tuple([pooled]))
 

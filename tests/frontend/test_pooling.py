@@ -63,3 +63,10 @@ def test_a_free_size_is_refused():
     )
     with pytest.raises(TbnError, match="free size: export the model with those axes fixed"):
         tbn_tvm.compile(program)
+
+
+@pytest.mark.parametrize("windows", [(0, 2), (2, 0), (0, 0)])
+def test_no_windows_are_refused(windows):
+    program = torch.export.export(Pool(adaptive_max_pool2d, windows), (torch.randn(1, 1, 4, 6),))
+    with pytest.raises(TbnError, match=r"adaptive_max_pool2d to .* expected at least one"):
+        tbn_tvm.compile(program)
