@@ -21,7 +21,9 @@ def _dropout(_bb, inputs, _attrs: dict, _opset: int) -> relax.Expr:
 def _sortable(inputs, _attrs: dict) -> None:
     dtype = str(inputs[0].ty.dtype)
     if dtype not in _SORTABLE:
-        raise ValueError(f"elements of {dtype} cannot be sorted: cast them to one of {_SORTABLE}")
+        raise ValueError(
+            f"elements of {dtype} cannot be sorted: cast them to one of {', '.join(_SORTABLE)}"
+        )
 
 
 def _no_attention(_inputs, _attrs: dict) -> None:
