@@ -13,7 +13,7 @@ from tvm.relax.frontend.torch import from_exported_program as import_exported_pr
 import tbn_tvm.nn.ops  # noqa: F401  (registers the operators a saved program refers to)
 from tbn_tvm import op
 from tbn_tvm.frontend.grid_sample import METHODS, PADDINGS, grid_sample
-from tbn_tvm.frontend.group_norm import group_norm
+from tbn_tvm.frontend.group_norm import group_norm, instance_norm
 from tbn_tvm.frontend.pooling import adaptive_max_pool
 from tbn_tvm.relay_passes import NormaliseIndices
 
@@ -36,6 +36,7 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
         keep_params_as_input=False,
         run_ep_decomposition=False,
         custom_convert_map={
+            "_native_batch_norm_legit.no_stats": _instance_norm,
             "adaptive_max_pool2d.default": adaptive_max_pool,
             "adaptive_max_pool3d.default": adaptive_max_pool,
             "addmm.default": _addmm,
@@ -54,7 +55,7 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "max.dim": _extreme_and_index(relax.op.max, relax.op.argmax),
             "min.dim": _extreme_and_index(relax.op.min, relax.op.argmin),
             "mm.default": _product,
-            "native_group_norm.default": group_norm,
+            "native_group_norm.default": _group_norm,
             "native_layer_norm.default": _layer_norm,
             "select.int": _select,
             "tbn_tiled_linear.default": _linear,
@@ -216,6 +217,20 @@ def _grid_sampler(node: fx.Node, importer) -> relax.Var:
     x, grid, method, padding, align_corners = importer.retrieve_args(node)
     emit = importer.block_builder.emit
     return grid_sample(emit, x, grid, METHODS[method], PADDINGS[padding], align_corners)
+
+
+def _group_norm(node: fx.Node, importer) -> relax.Var:
+    """With or without a scale and a shift; TVM's converter fails where these are left out."""
+    x, scale, shift, _batch, _channels, _size, groups, epsilon = importer.retrieve_args(node)
+    emit = importer.block_builder.emit
+    return emit(relax.Tuple([group_norm(emit, x, scale, shift, groups, epsilon)]))
+
+
+def _instance_norm(node: fx.Node, importer) -> relax.Var:
+    """Over all axes but that of the channels, which are those of all instances in a row."""
+    x, scale, shift, _training, _momentum, epsilon = importer.retrieve_args(node)
+    emit, axes = importer.block_builder.emit, [0, *range(2, x.ty.ndim)]
+    return emit(relax.Tuple([instance_norm(emit, x, scale, shift, axes, epsilon)]))
 
 
 def _linear(node: fx.Node, importer) -> relax.Var:

@@ -110,6 +110,55 @@ def test_what_stock_importers_get_wrong_is_right(function):
     np.testing.assert_allclose(y.numpy(), function(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "mean", "tolerance"),
+    [
+        (torch.float32, 1000, 0.01),
+        (torch.float64, 1000, 1e-9),
+        (torch.float16, 0, 2e-3),
+        (torch.bfloat16, 0, 2e-2),
+    ],
+)
+@pytest.mark.parametrize(
+    "norm",
+    [
+        pytest.param(lambda x, _, __: torch.nn.functional.group_norm(x, 2), id="groups"),
+        pytest.param(
+            lambda x, w, b: torch.nn.functional.group_norm(x, 2, w, b), id="groups with scales"
+        ),
+        pytest.param(lambda x, _, __: torch.nn.functional.instance_norm(x), id="instances"),
+        pytest.param(
+            lambda x, w, b: torch.nn.functional.instance_norm(x, weight=w, bias=b),
+            id="instances with scales",
+        ),
+    ],
+)
+def test_norms_keep_a_deviation_much_below_the_mean(norm, dtype, mean, tolerance):
+    torch.manual_seed(0)
+    w, b = torch.linspace(-1, 2, 4).double(), torch.linspace(1, -2, 4).double()
+
+    def function(x):
+        return norm(x, w.to(x.dtype), b.to(x.dtype))
+
+    x = (mean + 0.05 * torch.randn(2, 4, 8, 8)).to(dtype)
+    mod = from_exported_program(torch.export.export(Function(function), (x,)))
+    machine = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
+    y = torch.from_dlpack(machine["main"](tvm.runtime.from_dlpack(x))[0])
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), norm(x.double(), w, b), rtol=tolerance, atol=tolerance)
+
+
+def test_groups_of_any_batch_are_normalised():
+    model, x = torch.nn.GroupNorm(2, 4), 1000 + 0.05 * torch.randn(3, 4, 8, 8)
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    mod = from_exported_program(torch.export.export(model, (x,), dynamic_shapes=shapes))
+    machine = relax.VirtualMachine(tvm.compile(mod, "llvm"), tvm.cpu())
+    expected = torch.nn.functional.group_norm(x.double(), 2).numpy()
+    for batch in (1, 3):
+        (y,) = machine["main"](tvm.runtime.tensor(x[:batch].contiguous().numpy()))
+        np.testing.assert_allclose(y.numpy(), expected[:batch], rtol=0.01, atol=0.01)
+
+
 @pytest.mark.parametrize("shifts", [(-1, 3), (9, 0)])
 def test_rolling_is_slices_and_no_gather(shifts):
     def roll(x):

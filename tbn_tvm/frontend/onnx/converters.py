@@ -12,6 +12,7 @@ from tvm import tirx as tir
 from tvm.relax.frontend.onnx.onnx_frontend import Expand
 
 from tbn_tvm.frontend.grid_sample import grid_sample
+from tbn_tvm.frontend.group_norm import group_norm, instance_norm
 from tbn_tvm.frontend.onnx.arithmetic import ARITHMETIC
 from tbn_tvm.frontend.onnx.indices import INDEXING
 from tbn_tvm.frontend.onnx.limits import MAX_RANK
@@ -101,6 +102,19 @@ def _rms_normalization(_bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
     return relax.op.multiply(relax.op.astype(unit, dtype), gain)
 
 
+def _group_normalization(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
+    """As of opset 21, with a scale and a shift for each channel; before, ONNX deprecates it."""
+    if attrs.get("stash_type", 1) != 1:
+        raise ValueError(f"stash_type {attrs['stash_type']} is not supported")
+    return group_norm(bb.emit, *inputs[:3], attrs["num_groups"], attrs.get("epsilon", 1e-5))
+
+
+def _instance_normalization(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
+    """TVM's converter sums 16-bit floats as such, and those of a large image overflow."""
+    axes = list(range(2, inputs[0].ty.ndim))
+    return instance_norm(bb.emit, *inputs[:3], axes, attrs.get("epsilon", 1e-5))
+
+
 _GRID_METHODS = {"linear": "bilinear", "cubic": "bicubic"}
 """PyTorch's names of what ONNX calls otherwise since opset 20."""
 
@@ -134,6 +148,8 @@ CONVERTERS = {
     "Expand": _expand,
     "Gemm": _gemm,
     "GridSample": _grid_sample,
+    "GroupNormalization": _group_normalization,
+    "InstanceNormalization": _instance_normalization,
     "OneHot": one_hot,
     "Pow": _pow,
     "RMSNormalization": _rms_normalization,

@@ -83,6 +83,35 @@ def test_opaque_kernels_and_norms_compute_what_onnx_says(models):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "mean", "deviation", "tolerance"),
+    [("f", 1000, 0.05, 0.01), ("d", 1000, 0.05, 1e-9), ("e", 100, 1, 5e-3)],
+)
+def test_norms_of_groups_and_instances_keep_a_deviation_much_below_the_mean(
+    models, dtype, mean, deviation, tolerance
+):
+    """Against NumPy in float64: ONNX Runtime's groups are NaN. Sums are above what float16 has."""
+    nodes = [
+        NODE("GroupNormalization", ["x", "s", "b"], ["groups"], num_groups=2, epsilon=1e-4),
+        NODE("InstanceNormalization", ["x", "s", "b"], ["instances"], epsilon=1e-4),
+    ]
+    kind = {"f": "FLOAT", "d": "DOUBLE", "e": "FLOAT16"}[dtype]
+    s, b = np.linspace(-1, 2, 4, dtype=dtype), np.linspace(1, -2, 4, dtype=dtype)
+    extents = (kind, ["n", 4, 32, 32])
+    outputs = {"groups": extents, "instances": extents}
+    model = models.make(nodes, {"x": extents}, outputs, {"s": s, "b": b}, opset=21)
+    x = mean + deviation * np.random.default_rng(0).standard_normal((2, 4, 32, 32))
+    x = x.astype(dtype)
+    results = evaluate(import_model(prepare(model)), [x])
+    for ours, groups in zip(results, (2, 4), strict=True):
+        exact = x.astype("d").reshape(2, groups, -1)
+        centred = exact - exact.mean(-1, keepdims=True)
+        unit = centred / np.sqrt(exact.var(-1, keepdims=True) + 1e-4)
+        expected = unit.reshape(x.shape) * s.reshape(4, 1, 1) + b.reshape(4, 1, 1)
+        assert ours.dtype == x.dtype
+        np.testing.assert_allclose(ours, expected, rtol=tolerance, atol=tolerance)
+
+
 def test_indices_that_only_data_knows_reach_no_foreign_memory(models):
     model = models.make(
         [
@@ -171,11 +200,26 @@ CUBIC = {"mode": "cubic", "antialias": 1}
             {"c": np.array([[3]])},
             "along an axis of free size",
         ),
+        (
+            NODE("GroupNormalization", ["x", "s", "s"], ["y"], num_groups=3),
+            [1, 4, 2],
+            [1, 4, 2],
+            {"s": np.ones(4, "f")},
+            "4 channels are not 3 groups of one size",
+        ),
+        (
+            NODE("GroupNormalization", ["x", "s", "s"], ["y"], num_groups=2),
+            [1, "c", 2],
+            [1, "c", 2],
+            {"s": np.ones(4, "f")},
+            "groups of a free number of channels",
+        ),
     ],
-    ids=["training", "scales", "antialias", "roi", "index", "free"],
+    ids=["training", "scales", "antialias", "roi", "index", "free", "groups", "channels"],
 )
 def test_uses_that_tvm_gets_wrong_are_refused(models, node, x, y, arrays, told):
-    model = models.make([node], {"x": x}, {"y": y}, arrays)
+    opset = 21 if node.op_type == "GroupNormalization" else 18
+    model = models.make([node], {"x": x}, {"y": y}, arrays, opset=opset)
     with pytest.raises(FormatError, match=rf"\({node.op_type}\): .*{told}"):
         import_model(prepare(model))
 
