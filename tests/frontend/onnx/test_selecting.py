@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 from tbn_tvm.errors import FormatError
 from tbn_tvm.evaluate import evaluate
@@ -12,6 +13,8 @@ from tbn_tvm.frontend.onnx import prepare
 from tbn_tvm.importing import import_model
 
 NODE = helper.make_node
+CROP = {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"}
+ALIGN = {"coordinate_transformation_mode": "align_corners"}
 
 
 def agrees(models, model, **feeds):
@@ -141,4 +144,123 @@ def test_a_kept_ratio_is_refused(models):
         opset=19,
     )
     with pytest.raises(FormatError, match="keep_aspect_ratio_policy is not supported"):
+        import_model(prepare(model))
+
+
+def resizing(models, names, arrays, attributes, extents):
+    return models.make(
+        [NODE("Resize", ["x", *names], ["y"], **attributes)],
+        {"x": extents},
+        {"y": [None] * len(extents)},
+        arrays,
+        opset=19,
+    )
+
+
+def numbers(*values):
+    return np.array(values, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("names", "arrays", "attributes", "shape"),
+    [
+        (["", "f"], {"f": numbers(1, 1, 0.1, 0.3)}, {"mode": "linear"}, (1, 1, 10, 10)),
+        (["", "f"], {"f": numbers(1, 1, 1.1, 1 / 3)}, {"mode": "linear"}, (1, 1, 10, 9)),
+        (["", "", "n"], {"n": np.array([1, 2, 1, 5])}, ALIGN, (1, 2, 4, 3)),
+        (
+            ["", "", "n"],
+            {"n": np.array([1, 2, 1, 1])},
+            {**ALIGN, "mode": "cubic"},
+            (1, 2, 4, 3),
+        ),
+        (["", "f"], {"f": numbers(1, 1, 1, 2)}, {**ALIGN, "mode": "linear"}, (1, 2, 1, 3)),
+        (
+            ["", "", "n"],
+            {"n": np.array([1, 3, 1])},
+            {**ALIGN, "mode": "linear", "axes": [2, 3, 4]},
+            (1, 2, 5, 4, 3),
+        ),
+        (
+            ["r", "", "n"],
+            {"r": numbers(0, 0, 0.2, 0.1, 1, 1, 0.7, 0.9), "n": np.array([1, 2, 1, 5])},
+            CROP,
+            (1, 2, 4, 3),
+        ),
+        (
+            ["r", "f"],
+            {"r": numbers(0, 0, 0, 0.1, 1, 1, 0.6, 1), "f": numbers(1, 1, 0.25, 2)},
+            CROP,
+            (1, 2, 4, 3),
+        ),
+    ],
+    ids=["tenth", "third", "corner", "cubic", "kept", "volume", "region", "scaled region"],
+)
+def test_resize_to_one_element_and_by_inexact_scales(models, names, arrays, attributes, shape):
+    model = resizing(models, names, arrays, attributes, list(shape))
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    (y,) = evaluate(import_model(prepare(model)), [x])
+    (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
+    assert (y.dtype, y.shape) == (expected.dtype, expected.shape)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_sizes_of_some_axes_beside_a_free_batch(models, mode):
+    arrays, attributes = {"n": np.array([3, 3])}, {"axes": [2, 3], "mode": mode}
+    model = resizing(models, ["", "", "n"], arrays, attributes, ["b", 1, 4, 4])
+    mod = import_model(prepare(model))
+    for batch in (1, 3):
+        x = np.random.default_rng(0).standard_normal((batch, 1, 4, 4), np.float32)
+        (y,) = evaluate(mod, [x])
+        (expected,) = ReferenceEvaluator(model).run(None, {"x": x})
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sizes_beside_a_computed_batch(models):
+    nodes = [
+        NODE("Shape", ["x"], ["leading"], end=2),
+        NODE("Concat", ["leading", "n"], ["sizes"], axis=0),
+        NODE("Resize", ["x", "", "", "sizes"], ["y"], mode="linear"),
+    ]
+    model = models.make(
+        nodes, {"x": ["b", 1, 4, 4]}, {"y": ["b", 1, 3, 5]}, {"n": np.array([3, 5])}, opset=19
+    )
+    agrees(models, model, x=np.random.default_rng(0).standard_normal((2, 1, 4, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("names", "arrays", "attributes", "extents", "told"),
+    [
+        (
+            ["r", "", "n"],
+            {"r": numbers(0, 0.5, 0.2, 0.1, 1, 1, 0.8, 0.9), "n": np.array([1, 2, 3, 5])},
+            CROP,
+            [1, 2, 4, 3],
+            "a region from 0.5 to 1 of axis 1: expected 0 to 1",
+        ),
+        (
+            ["r", "", "n"],
+            {"r": numbers(0, 0.1, 0.5, 0.9), "n": np.array([2, 5])},
+            {**CROP, "axes": [0, 3]},
+            [2, 2, 4, 3],
+            "a region from 0 to 0.5 of axis 0: expected 0 to 1",
+        ),
+        (["", "", "n"], {"n": np.array([1, 2, 3, 5])}, CROP, [1, 2, 4, 3], "without a region"),
+        (["", "", "n"], {"n": np.array([3])}, {"axes": [3]}, ["b", 1, "h", 4], "free size .h.:"),
+        (
+            ["", "", "n"],
+            {"n": np.array([5, 1, 3, 3])},
+            {},
+            ["b", 1, 4, 4],
+            "a size of 5 on axis 0 of b: expected the first two as they are",
+        ),
+        (["", "f"], {"f": numbers(2, 1, 1, 1)}, {}, [1, 1, 4, 4], "a scale of 2.0 on axis 0"),
+        (["", "f"], {"f": numbers(1, 1, 0.7, 1)}, {}, [1, 1, 10, 4], "gives no whole size"),
+        (["", "f"], {"f": numbers(1, 1, np.inf, 1)}, {}, [1, 1, 4, 4], r"\(Resize\): .*"),
+    ],
+    ids=["region", "region of some", "no region", "free", "batch", "scale", "below", "infinite"],
+)
+def test_sizes_that_tvm_gets_wrong_are_refused(models, names, arrays, attributes, extents, told):
+    model = resizing(models, names, arrays, attributes, extents)
+    with pytest.raises(FormatError, match=told):
         import_model(prepare(model))
