@@ -25,6 +25,12 @@ from tbn_tvm.micro.in_place import in_place_pairs
 STACK_ARRAY_BYTES = 64
 """Local arrays up to this size stay on the stack, where compilers keep them in registers."""
 
+INSTEAD = (
+    "leave it out of the model and compute it in the application, or compile for a CPU "
+    "(--target llvm)"
+)
+"""What to do about an operator that has no kernel."""
+
 _C_TYPES = {
     "float32": "float",
     "float64": "double",
@@ -137,7 +143,7 @@ def lower_kernel(func: tir.PrimFunc, name: str) -> Kernel:
         For a statement, an element type or a call that portable C lacks.
     """
     func = lower_loops()(tvm.IRModule({"main": _without_offsets(func)}))["main"]
-    _refuse_calls_of_the_run_time(func.body)
+    _refuse_calls_of_the_run_time(func.body, name)
     editor = _ScratchLifter()
     body = editor.visit(func.body)
     written = editor.written
@@ -184,7 +190,7 @@ def _without_offsets(func: tir.PrimFunc) -> tir.PrimFunc:
     return tvm_ffi.structural_map(func, (ir.Var, lambda variable: zeros.get(variable, variable)))
 
 
-def _refuse_calls_of_the_run_time(body: tir.Stmt) -> None:
+def _refuse_calls_of_the_run_time(body: tir.Stmt, name: str) -> None:
     called: list[str] = []
 
     def note(node) -> None:
@@ -193,7 +199,10 @@ def _refuse_calls_of_the_run_time(body: tir.Stmt) -> None:
 
     tvm_ffi.structural_walk(body, note)
     if called:
-        raise TbnError(f"it calls {called[0]}, which only TVM's run-time library has")
+        raise TbnError(
+            f"{name} has no kernel for bare metal (it calls {called[0]}, which only TVM's run-time "
+            f"library has): expected loops over arrays; {INSTEAD}"
+        )
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from tvm import relax
 from tvm import tirx as tir
 
 from tbn_tvm.errors import TbnError
-from tbn_tvm.micro.kernels import Kernel, lower_kernel
+from tbn_tvm.micro.kernels import INSTEAD, Kernel, lower_kernel
 from tbn_tvm.relay_passes._match import constant_array, is_call
 from tbn_tvm.schedules.reference import TILED_PRODUCT
 
@@ -138,21 +138,19 @@ def extract_program(mod: tvm.IRModule, name: str) -> Program:
     return _Extractor(mod, name).extract()
 
 
-_INSTEAD = (
-    "leave it out of the model and compute it in the application, or compile for a CPU "
-    "(--target llvm)"
-)
-
-
 def _as_c(func: tir.PrimFunc, operator: str, name: str) -> Kernel:
-    """A kernel, or one readable error that names the operator, whatever stood in the way."""
+    """A kernel, or one readable error that names the operator where TVM refuses it."""
     try:
         return lower_kernel(func, name)
-    except Exception as error:  # TVM's own are of any kind
+    except TbnError:
+        raise
+    except Exception as error:  # TVM's own are of any kind, but carry this
+        if not hasattr(error, "__tvm_ffi_error__"):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TbnError(
             f"{operator} has no kernel for bare metal ({reason}): expected loops over arrays; "
-            f"{_INSTEAD}"
+            f"{INSTEAD}"
         ) from error
 
 
@@ -213,7 +211,7 @@ class _Extractor:
             )
             raise TbnError(
                 f"{what} has no kernel for bare metal: expected operators that TVM lowers to "
-                f"loops; {_INSTEAD}"
+                f"loops; {INSTEAD}"
             )
 
     def _value(self, expr: relax.Expr):

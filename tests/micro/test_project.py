@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from tvm import tirx as tir
 
 import tbn_tvm
 from tbn_tvm.compiler import c_identifier
 from tbn_tvm.errors import TbnError, UsageError
 from tbn_tvm.micro import Project
+from tbn_tvm.micro import program as micro_program
 from tbn_tvm.nn import TiledLinear, freeze
 
 BATCH = torch.export.Dim("batch", min=1)
@@ -57,6 +59,23 @@ def test_what_has_no_form_in_c_is_refused_by_name_and_says_what_to_do():
     told = r"median has no kernel .*calls tvm\.contrib\.sort.*: expected loops .*--target llvm"
     with pytest.raises(TbnError, match=told):
         tbn_tvm.compile(program(lambda y: y.median(1).values), "mps2-an386", name="net")
+
+
+@pytest.mark.parametrize("error", [TbnError("convert it"), KeyError("ours")])
+def test_only_what_tvm_refuses_is_said_to_have_no_kernel(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(micro_program, "lower_kernel", fail)
+    with pytest.raises(type(error)) as caught:
+        micro_program._as_c(None, "median", "net_median")
+    assert caught.value is error
+
+    monkeypatch.setattr(
+        micro_program, "lower_kernel", lambda *_: tir.transform.StmtSimplify()(None)
+    )
+    with pytest.raises(TbnError, match="median has no kernel for bare metal"):
+        micro_program._as_c(None, "median", "net_median")
 
 
 @pytest.mark.parametrize("taken", ["main", "stdint", "tbn_model", "tbn_board", "int", "3d", ""])
