@@ -162,7 +162,7 @@ class Opaque(torch.nn.Module):
     """Operators that TVM has as one opaque kernel, or as a routine of its run time."""
 
     def forward(self, x):
-        places = (x > 0).long() * torch.arange(4)
+        places = (torch.arange(4) + (x[:, :1] > 0).long()) % 4
         best, where = x.topk(2, 1)
         return torch.cat(
             [
