@@ -17,6 +17,7 @@ from tbn_tvm.frontend.onnx.arithmetic import ARITHMETIC
 from tbn_tvm.frontend.onnx.indices import INDEXING
 from tbn_tvm.frontend.onnx.limits import MAX_RANK
 from tbn_tvm.frontend.onnx.one_hot import one_hot
+from tbn_tvm.frontend.onnx.recurrent import RECURRENT
 from tbn_tvm.frontend.onnx.resizing import resize
 from tbn_tvm.frontend.onnx.selecting import SELECTING, SELECTING_GUARDS
 
@@ -156,6 +157,7 @@ CONVERTERS = {
     **ARITHMETIC,
     "Resize": resize,
     **INDEXING,
+    **RECURRENT,
     **SELECTING,
 }
 """Go before TVM's."""

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import tvm
-from onnx import ModelProto, helper
+from onnx import GraphProto, ModelProto, helper
 from tvm import relax
 from tvm import tirx as tir
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
@@ -18,6 +18,7 @@ from tbn_tvm.errors import FormatError
 from tbn_tvm.frontend.onnx.checking import check_free_axes, check_graph
 from tbn_tvm.frontend.onnx.converters import CONVERTERS, GUARDS
 from tbn_tvm.frontend.onnx.graph import Constant, Graph
+from tbn_tvm.frontend.onnx.recurrent import check_steps
 from tbn_tvm.frontend.onnx.verifying import verify_types
 from tbn_tvm.tiling import TiledTensor
 
@@ -41,6 +42,7 @@ def to_relax(graph: Graph) -> tvm.IRModule:
     model.graph.output.extend(graph.outputs)
     types = check_graph(graph)
     check_free_axes(graph)
+    check_steps(graph.nodes, types)
     importer = _Importer(graph.constants)
     try:
         # The importer prints what it was at when it fails.
@@ -92,6 +94,11 @@ class _Importer(ONNXGraphImporter):
             # TVM computes with shapes apart from tensors.
             if isinstance(value, relax.ShapeExpr):
                 self._nodes[output.name] = _shape_as_tensor(self.bb, value)
+
+    def _check_for_unsupported_ops(self, graph) -> None:
+        """Some of our converters are of operators that TVM's importer does not know."""
+        theirs = [node for node in graph.node if node.op_type not in CONVERTERS]
+        super()._check_for_unsupported_ops(GraphProto(node=theirs))
 
     def _sanitize_name(self, name: str) -> str:
         """An identifier, each once; the signature keeps the model's own names."""

@@ -13,7 +13,10 @@ from tbn_tvm.frontend.onnx.reading import Initialiser
 from tbn_tvm.relay_passes.find_tiled_weights import explain_tiling
 from tbn_tvm.tiling import TiledTensor
 
-_WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Conv": 1}
+_WEIGHT_INPUTS = {
+    **dict.fromkeys(("MatMul", "Gemm", "Conv"), (1,)),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2)),
+}
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def _line(
     constant = graph.constants[name]
     if isinstance(constant.value, TiledTensor):
         return constant.value, "stored as bits and alphas"
-    products = [(node, at) for node, at in users if _WEIGHT_INPUT.get(node.op_type) == at]
+    products = [(node, at) for node, at in users if at in _WEIGHT_INPUTS.get(node.op_type, ())]
     others = [f"input {at} of {n.op_type}" for n, at in users if (n, at) not in products]
     others += ["an output"] if is_output else []
     if not products:
@@ -135,6 +138,10 @@ def _tiling(node: NodeProto, array: np.ndarray) -> tuple[TiledTensor | None, str
         if array.ndim not in (3, 4):
             return None, f"a convolution over {array.ndim - 2} axes stays dense"
         return explain_tiling(array)
+    if node.op_type in ("LSTM", "GRU", "RNN"):
+        if len(array) != 1:
+            return None, "the weights of both directions are looked at one by one"
+        return explain_tiling(array[0])
     rows = array.reshape(array.shape[-2:]) if _is_matrix(array) else None
     if rows is None:
         return None, f"a product over {array.ndim} axes stays dense"
