@@ -22,13 +22,13 @@ class NormaliseIndices:
 
     Frontends pass PyTorch's indices on as they are, and TVM's kernels for these operators read
     or write memory at whatever index they are given. Negative indices count from the end; those
-    still outside point at the first or the last element. ``take`` does so itself, told to clip,
-    but for constant negative indices, which get the extent of their axis here.
+    still outside point at the first or the last element, which ``take`` sees to itself where
+    they are constant.
 
     Raises
     ------
     ValueError
-        For a negative index of ``take`` along an axis of free size, and for coordinates
+        For a constant negative index of ``take`` along an axis of free size, and for coordinates
         (``gather_nd``, ``scatter_nd``) of which one is along such an axis.
     """
 
@@ -45,7 +45,8 @@ class _Normaliser(PyExprMutator):
             axis = None if call.attrs.axis is None else int(call.attrs.axis)
             extents = data.ty.shape.values
             extent = extents[axis or 0]
-            return relax.op.take(data, self._from_front(indices, extent), axis, mode="clip")
+            counted = self._from_front(indices, extent)
+            return relax.op.take(data, counted, axis, mode="clip")
         if not any(is_call(call, name) for name in _ALONG_AXIS + _COORDINATES + _ONE_AN_AXIS):
             return call
         data, indices, *rest = call.args
@@ -134,7 +135,9 @@ class _Normaliser(PyExprMutator):
 
     def _from_front(self, indices: relax.Expr, extent) -> relax.Expr:
         array = constant_array(self._value(indices))
-        if array is None or array.dtype.kind != "i" or not (array < 0).any():
+        if array is None:
+            return self._inside(indices, [extent])
+        if array.dtype.kind != "i" or not (array < 0).any():
             return indices
         if not isinstance(extent, tir.IntImm):
             raise ValueError(

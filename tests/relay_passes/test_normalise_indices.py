@@ -34,12 +34,12 @@ def test_negative_indices_get_the_extent_of_their_axis():
     tvm.ir.assert_structural_equal(NormaliseIndices()(Before), Expected)
 
 
-def test_an_index_beyond_the_end_reads_the_last_element():
+def test_an_index_beyond_an_end_reads_the_element_there_and_a_negative_one_counts_from_the_end():
     @I.ir_module
     class Module:
         @R.function
-        def main(x: R.Tensor((2, 5), "float32"), i: R.Tensor((3,), "int64")) -> R.Tensor(
-            (2, 3), "float32"
+        def main(x: R.Tensor((2, 5), "float32"), i: R.Tensor((6,), "int64")) -> R.Tensor(
+            (2, 6), "float32"
         ):
             with R.dataflow():
                 gv = R.take(x, i, axis=1)
@@ -48,8 +48,10 @@ def test_an_index_beyond_the_end_reads_the_last_element():
 
     x = np.arange(10, dtype="float32").reshape(2, 5)
     run = relax.VirtualMachine(tvm.compile(NormaliseIndices()(Module), "llvm"), tvm.cpu())["main"]
-    y = run(tvm.runtime.tensor(x), tvm.runtime.tensor(np.array([1, 5, 2**40], "int64"))).numpy()
-    np.testing.assert_array_equal(y, x[:, [1, 4, 4]])
+    indices = tvm.runtime.tensor(np.array([1, 5, -1, -5, 2**40, -(2**40)], "int64"))
+    np.testing.assert_array_equal(
+        run(tvm.runtime.tensor(x), indices).numpy(), x[:, [1, 4, 4, 0, 4, 0]]
+    )
 
 
 def test_a_negative_index_along_a_free_axis_is_refused():
