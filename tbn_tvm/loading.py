@@ -142,6 +142,23 @@ def _from_registry(spec: str) -> ExportedProgram:
         return model.program()
 
 
+def usual_min_size(spec: str | os.PathLike) -> int:
+    """Weights from which on a layer is tiled where nothing else is said (lambda of the paper).
+
+    Parameters
+    ----------
+    spec : str or path
+        As of :func:`load_model`. Small architectures of the registry have a value of their own;
+        all else has the paper's 64,000.
+    """
+    from tbn_tvm.models.registry import find_model
+
+    text = os.fspath(spec)
+    if os.path.exists(text) or not _names_an_architecture(text):
+        return 64_000
+    return find_model(text.removeprefix("models:")).min_size
+
+
 def call_factory(spec: str) -> ExportedProgram | tuple:
     """What the factory that ``package.module:factory`` names returns.
 

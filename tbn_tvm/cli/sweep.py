@@ -44,9 +44,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--min-size",
         type=int,
-        default=64_000,
         metavar="N",
-        help="layers with fewer weights are binary (default 64000)",
+        help="layers with fewer weights are binary (default 64000; of models:NAME its own)",
     )
     parser.add_argument("--alpha", choices=["tile", "layer"], default="tile")
     parser.add_argument(
@@ -63,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """Sweep and report."""
     from tbn_tvm.compiler import resolve_target
     from tbn_tvm.importing import import_model
+    from tbn_tvm.loading import usual_min_size
     from tbn_tvm.plotting import check_plot
 
     if args.plot:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         import_model(args.model),
         args.p,
         args.target,
-        min_size=args.min_size,
+        min_size=usual_min_size(args.model) if args.min_size is None else args.min_size,
         alpha=args.alpha,
         measure=not args.sizes_only,
         progress=tell,
@@ -109,7 +109,7 @@ def _print(result: Sweep) -> None:
         figures = (row.measured.get(key, "-") for key in measures)
         rows.append((row.label, *kinds, *sums, *figures, row.reason))
     print_table(
-        f"{result.model} on {result.target}",
+        f"{result.model} on {result.target}, lambda = {result.min_size:,}",
         (*columns, *(_MEASURES[key] for key in measures), "why not"),
         rows,
     )
