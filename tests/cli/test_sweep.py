@@ -42,9 +42,7 @@ def test_the_picture_is_named_in_the_json(capsys):
     assert Path("sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    ("model", "min_size"), [("swept:make", 64_000), ("models:resnet-8", 0)]
-)
+@pytest.mark.parametrize(("model", "min_size"), [("swept:make", 64_000), ("models:resnet-8", 0)])
 def test_a_small_architecture_is_tiled_from_the_size_it_is_made_for(capsys, model, min_size):
     assert main(["sweep", model, "--p", "2", "--sizes-only", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["min_size"] == min_size

@@ -73,21 +73,25 @@ def test_a_time_limit_ends_with_status_3_and_the_same_command_goes_on(data, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
+def run_two_processes(arguments: list[str]) -> subprocess.CompletedProcess:
+    """``tbn-tvm`` under torchrun."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+    return subprocess.run(
+        [sys.executable, *launcher, "tbn_tvm.cli.main", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 def test_two_processes_train_as_one_does(data, tmp_path):
     """Under torchrun: the same weights within rounding, written by the first process alone."""
     arguments = command(data, tmp_path / "one.pt2", "--float", "--log", str(tmp_path / "one.json"))
     # SGD: Adam's steps for tiny gradients would magnify rounding. Batches of 19 do not halve.
     arguments += ["--set", "optimiser=sgd", "--learning-rate", "0.05", "--batch-size", "19"]
     assert main(arguments) == 0
-    launched = [word.replace("one.", "two.") for word in arguments]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "tbn_tvm.cli.main", *launched, "--json"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_two_processes([*(word.replace("one.", "two.") for word in arguments), "--json"])
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout)["processes"] == 2
     logs = [json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json")]
@@ -99,6 +103,23 @@ def test_two_processes_train_as_one_does(data, tmp_path):
         torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-5)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"one.pt2", "one.json", "two.pt2", "two.json"}
+
+
+def test_two_processes_that_were_stopped_go_on_to_the_same_bits(data, tmp_path):
+    whole, parts = (command(data, tmp_path / name) for name in ("whole.pt2", "parts.pt2"))
+    assert run_two_processes(whole).returncode == 0
+    # The launcher reports a process's 3 as a failure of its own.
+    stopped = run_two_processes([*parts, "--time-limit", "1e-9"])
+    assert stopped.returncode != 0 and "stopped in epoch 1 of 2" in stopped.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.pt2", "parts.pt2.checkpoint"}
+    done = run_two_processes(parts)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (
+        tbn_tvm.load_model(tmp_path / n).state_dict for n in ("whole.pt2", "parts.pt2")
+    )
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(second[name], value), name
 
 
 def test_all_recipes_are_listed(capsys):
