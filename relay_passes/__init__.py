@@ -19,6 +19,7 @@ from tbn_tvm.relay_passes.rewrite_tiled_layers import RewriteTiledLayers
 from tbn_tvm.relay_passes.schedule_defaults import ScheduleDefaults
 from tbn_tvm.relay_passes.schedule_gpu_defaults import ScheduleGpuDefaults
 from tbn_tvm.relay_passes.sort_by_rank import SortByRank
+from tbn_tvm.relay_passes.windows_to_products import WindowsToProducts
 
 __all__ = [
     "BindBatch",
@@ -35,4 +36,5 @@ __all__ = [
     "ScheduleDefaults",
     "ScheduleGpuDefaults",
     "SortByRank",
+    "WindowsToProducts",
 ]

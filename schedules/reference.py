@@ -173,6 +173,14 @@ class Window:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
 
+    @property
+    def phases(self) -> int:
+        """Remainders of coordinates, by the strides, that taps read."""
+        return math.prod(
+            1 if size == 1 else step // math.gcd(step, space)
+            for size, step, space in zip(self.kernel, self.strides, self.dilation, strict=True)
+        )
+
     def output_extents(self, extents) -> list:
         """Spatial extents of the output for those of the input (ints or TIR expressions)."""
         rank = len(self.kernel)

@@ -144,8 +144,8 @@ class Rule:
     ``max_segments`` bounds the pieces of constant alpha a row is computed in: 1 covers tiles of
     whole rows, and every other alignment with one alpha a layer or a row. ``whole_rows`` asks that
     most rows be one piece: so they are too where the tile is longer than a row, all but those in
-    which one use of it ends. ``scratch`` tells the kernel's scratch in bytes, which may take half
-    of a board's RAM.
+    which one use of it ends. ``max_phases`` bounds :attr:`Window.phases`. ``scratch`` tells the
+    kernel's scratch in bytes, which may take half of a board's RAM.
     """
 
     kernel: str
@@ -164,6 +164,7 @@ class Rule:
     whole_rows: bool = False
     known_extents: bool = False
     known_batch: bool = False
+    max_phases: int | None = None
     scratch: Callable[[Workload], int] | None = None
 
     def fits(self, workload: Workload) -> bool:
@@ -188,6 +189,11 @@ class Rule:
                 or product.geometry.q >= product.geometry.n
             )
             and (not self.known_extents or workload.is_dense or bool(workload.extents))
+            and (
+                self.max_phases is None
+                or workload.window is None
+                or workload.window.phases <= self.max_phases
+            )
             and (not self.known_batch or workload.batch is not None)
             and self._has_room(workload)
         )

@@ -136,8 +136,11 @@ def host_phases(target: tvm.target.Target, batch: int | None = None, records=Non
         Measured configurations of kernels.
     """
     bind = [] if batch is None else [relay_passes.BindBatch(batch)]
-    lowered = (lower_gpu if target.kind.name == "cuda" else lower)(target, records)
-    return [("2_simplify", [*bind, *simplify()]), ("3_lower", [*dispatch(), *lowered])]
+    if target.kind.name == "cuda":
+        lowered = [*dispatch(), *lower_gpu(target, records)]
+    else:
+        lowered = [*dispatch(), relay_passes.WindowsToProducts(), *lower(target, records)]
+    return [("2_simplify", [*bind, *simplify()]), ("3_lower", lowered)]
 
 
 def plan_phases() -> list[Phase]:

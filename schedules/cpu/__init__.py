@@ -1,5 +1,6 @@
 """Kernels for CPUs and the rules that choose among them."""
 
+from tbn_tvm.schedules.cpu.conv import MAX_PHASES
 from tbn_tvm.schedules.cpu.direct_conv import DirectConv
 from tbn_tvm.schedules.cpu.lookup import AVX2, AVX512
 from tbn_tvm.schedules.cpu.lookup_conv import LookupConv
@@ -50,6 +51,7 @@ RULES = (
             max_groups=None,
             max_segments=1,
             known_extents=True,
+            max_phases=MAX_PHASES,
         )
         for isa in (AVX512, AVX2)
     ),
@@ -61,5 +63,6 @@ RULES = (
         max_groups=None,
         max_segments=8,
         known_extents=True,
+        max_phases=MAX_PHASES,
     ),
 )

@@ -30,6 +30,9 @@ MAX_COLUMNS = 64
 
 MAX_SAMPLES = 256
 
+MAX_PHASES = 16
+"""Each phase has a copy of the code that fills it, and TVM takes more than linear time for them."""
+
 
 @dataclass(frozen=True)
 class Tap:
