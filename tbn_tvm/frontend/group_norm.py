@@ -89,6 +89,76 @@ def instance_norm(
     return _scaled(emit, unit, scale, shift, x)
 
 
+def standardised_by(
+    emit,
+    x: relax.Expr,
+    mean: relax.Expr,
+    variance: relax.Expr,
+    scale: relax.Expr | None,
+    shift: relax.Expr | None,
+    epsilon: float,
+) -> relax.Expr:
+    """Standardise each channel by statistics that are given, then scale and shift it.
+
+    Parameters
+    ----------
+    emit : callable
+        Binds an expression and returns its variable.
+    x : relax.Expr
+        With its channels along axis 1.
+    mean, variance : relax.Expr
+        Of as many elements as there are channels.
+    scale, shift : relax.Expr, optional
+        Likewise.
+    epsilon : float
+        Added to the variance.
+    """
+    exact = _exact(emit, x)
+    dtype = exact.ty.dtype.dtype
+    spread = emit(relax.op.add(emit(relax.op.astype(variance, dtype)), relax.const(epsilon, dtype)))
+    less = emit(relax.op.negative(emit(relax.op.astype(mean, dtype))))
+    unit = _scaled(emit, exact, None, less, exact)
+    unit = _scaled(emit, unit, emit(relax.op.rsqrt(spread)), None, exact)
+    return _scaled(emit, unit, scale, shift, x)
+
+
+def layer_norm(
+    emit,
+    x: relax.Expr,
+    scale: relax.Expr | None,
+    shift: relax.Expr | None,
+    rank: int,
+    epsilon: float,
+) -> relax.Expr:
+    """Standardise over the last ``rank`` axes, then scale and shift each of their elements.
+
+    Parameters
+    ----------
+    emit : callable
+        Binds an expression and returns its variable.
+    x : relax.Expr
+        Of any shape.
+    scale, shift : relax.Expr, optional
+        Of the shape of those axes.
+    rank : int
+        How many they are.
+    epsilon : float
+        Added to the variance.
+
+    Returns
+    -------
+    relax.Expr
+        Of the shape and dtype of ``x``; 16-bit floats are computed in float32.
+    """
+    unit = _exact(emit, x)
+    unit = _standardised(emit, unit, list(range(x.ty.ndim - rank, x.ty.ndim)), epsilon)
+    for given, combine in ((scale, relax.op.multiply), (shift, relax.op.add)):
+        if given is not None:
+            unit = emit(combine(unit, emit(relax.op.astype(given, unit.ty.dtype.dtype))))
+    dtype = x.ty.dtype.dtype
+    return unit if unit.ty.dtype.dtype == dtype else emit(relax.op.astype(unit, dtype))
+
+
 def _exact(emit, x: relax.Expr) -> relax.Expr:
     if x.ty.dtype.dtype in ("float16", "bfloat16"):
         return emit(relax.op.astype(x, "float32"))

@@ -13,8 +13,16 @@ from tvm.relax.frontend.torch import from_exported_program as import_exported_pr
 import tbn_tvm.nn.ops  # noqa: F401  (registers the operators a saved program refers to)
 from tbn_tvm import op
 from tbn_tvm.frontend.grid_sample import METHODS, PADDINGS, grid_sample
-from tbn_tvm.frontend.group_norm import group_norm, instance_norm
+from tbn_tvm.frontend.group_norm import (
+    group_norm,
+    instance_norm,
+    layer_norm,
+    standardised_by,
+)
 from tbn_tvm.frontend.pooling import adaptive_max_pool
+from tbn_tvm.frontend.torch_recurrent import OPERATORS, RECURRENT
+from tbn_tvm.frontend.torch_scans import SCANS
+from tbn_tvm.frontend.torch_scatter import SCATTERS
 from tbn_tvm.relay_passes import NormaliseIndices
 
 
@@ -36,7 +44,7 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
         keep_params_as_input=False,
         run_ep_decomposition=False,
         custom_convert_map={
-            "_native_batch_norm_legit.no_stats": _instance_norm,
+            "_native_batch_norm_legit.no_stats": _batch_statistics,
             "adaptive_max_pool2d.default": adaptive_max_pool,
             "adaptive_max_pool3d.default": adaptive_max_pool,
             "addmm.default": _addmm,
@@ -49,6 +57,7 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "elu.default": _elu,
             "grid_sampler_2d.default": _grid_sampler,
             "grid_sampler_3d.default": _grid_sampler,
+            "instance_norm.default": _instance_norm,
             "layer_norm.default": _layer_norm,
             "linear.default": _float_linear,
             "matmul.default": _product,
@@ -61,6 +70,9 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "tbn_tiled_linear.default": _linear,
             "tbn_tiled_conv1d.default": _conv1d,
             "tbn_tiled_conv2d.default": _conv2d,
+            **RECURRENT,
+            **SCANS,
+            **SCATTERS,
         },
     )
     return NormaliseIndices()(mod)
@@ -71,6 +83,10 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
     table = torch.export.default_decompositions()
     # In core operators it gathers at indices that are computed at every run; it is two slices.
     table.pop(torch.ops.aten.roll.default, None)
+    # In core operators it repeats its scale for each instance, of which there may be any number.
+    table.pop(torch.ops.aten.instance_norm.default, None)
+    for operator in OPERATORS:
+        table.pop(operator, None)
     return program.run_decompositions(table)
 
 
@@ -110,7 +126,12 @@ def _float_conv(node: fx.Node, importer) -> relax.Var:
 
 
 def _layer_norm(node: fx.Node, importer) -> relax.Var:
-    """TVM's own conversion, in float32 where TVM's kernel does not know the dtype."""
+    """TVM's own conversion, in float32 where TVM's kernel does not know the dtype; float64 is
+    computed as such."""
+    if str(importer.env[node.args[0]].ty.dtype) == "float64":
+        x, shape, *given = importer.retrieve_args(node)
+        scale, shift, epsilon = (*given, *(None, None, 1e-5)[len(given) :])[:3]
+        return layer_norm(importer.block_builder.emit, x, scale, shift, len(shape), epsilon)
     native = node.target.__name__.startswith("native")
     convert = importer._native_layer_norm if native else importer._layer_norm
     if str(importer.env[node.args[0]].ty.dtype) != "bfloat16":
@@ -227,6 +248,15 @@ def _group_norm(node: fx.Node, importer) -> relax.Var:
 
 
 def _instance_norm(node: fx.Node, importer) -> relax.Var:
+    """By the statistics of each instance, or by those of training where these were kept."""
+    x, scale, shift, mean, variance, own, _momentum, epsilon, _cudnn = importer.retrieve_args(node)
+    emit, axes = importer.block_builder.emit, list(range(2, x.ty.ndim))
+    if own:
+        return instance_norm(emit, x, scale, shift, axes, epsilon)
+    return standardised_by(emit, x, mean, variance, scale, shift, epsilon)
+
+
+def _batch_statistics(node: fx.Node, importer) -> relax.Var:
     """Over all axes but that of the channels, which are those of all instances in a row."""
     x, scale, shift, _training, _momentum, epsilon = importer.retrieve_args(node)
     emit, axes = importer.block_builder.emit, [0, *range(2, x.ty.ndim)]
