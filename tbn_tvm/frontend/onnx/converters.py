@@ -17,6 +17,7 @@ from tbn_tvm.frontend.onnx.arithmetic import ARITHMETIC
 from tbn_tvm.frontend.onnx.indices import INDEXING
 from tbn_tvm.frontend.onnx.limits import MAX_RANK
 from tbn_tvm.frontend.onnx.one_hot import one_hot
+from tbn_tvm.frontend.onnx.quantized import QUANTIZED
 from tbn_tvm.frontend.onnx.recurrent import RECURRENT
 from tbn_tvm.frontend.onnx.resizing import resize
 from tbn_tvm.frontend.onnx.selecting import SELECTING, SELECTING_GUARDS
@@ -157,6 +158,7 @@ CONVERTERS = {
     **ARITHMETIC,
     "Resize": resize,
     **INDEXING,
+    **QUANTIZED,
     **RECURRENT,
     **SELECTING,
 }

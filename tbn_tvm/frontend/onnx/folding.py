@@ -197,8 +197,8 @@ _ELEMENTWISE = """
 """
 _REARRANGING = """
     ArgMax ArgMin CumSum DequantizeLinear Flatten ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin
-    ReduceProd ReduceSum ReduceSumSquare Reshape Shape Size Slice Split Squeeze Transpose Trilu
-    Unsqueeze
+    QuantizeLinear ReduceProd ReduceSum ReduceSumSquare Reshape Shape Size Slice Split Squeeze
+    Transpose Trilu Unsqueeze
 """
 _BOUNDS: dict[str, _Bound] = {
     **dict.fromkeys(_ELEMENTWISE.split(), _broadcast),

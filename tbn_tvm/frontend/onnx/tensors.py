@@ -22,6 +22,19 @@ DTYPES = frozenset(
 """NumPy's names of the element types that compiled models compute with."""
 
 
+_PACKED_BITS = {
+    **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1), 4),
+    **dict.fromkeys((TensorProto.INT2, TensorProto.UINT2), 2),
+}
+"""Of element types of which several share a byte."""
+
+_STORED = DTYPES | {
+    *("int4", "uint4", "int2", "uint2", "float4_e2m1fn"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
+}
+"""Element types of external data: those of constants that are dequantised, too."""
+
+
 class TensorReader:
     """Reads the tensors of one model.
 
@@ -67,13 +80,14 @@ class TensorReader:
     def _external(self, tensor: TensorProto, dims: tuple[int, ...], where: str) -> np.ndarray:
         facts = {entry.key: entry.value for entry in tensor.external_data}
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        expected = math.prod(dims) * dtype.itemsize
+        bits = _PACKED_BITS.get(tensor.data_type, 8 * dtype.itemsize)
+        expected = math.ceil(math.prod(dims) * bits / 8)
         try:
             offset = int(facts.get("offset", 0))
             length = int(facts.get("length", expected))
         except ValueError:
             raise FormatError(f"{where}: offset or length of external data is no number") from None
-        if str(dtype) not in DTYPES:
+        if str(dtype) not in _STORED:
             raise FormatError(f"{where}: external data of type {dtype} is not supported")
         if offset < 0 or length != expected:
             raise FormatError(
@@ -95,6 +109,9 @@ class TensorReader:
             content = file.read(length)
         if len(content) != length:
             raise FormatError(f"{where}: {path.name} became shorter while it was read")
+        if str(dtype) not in DTYPES:
+            held = TensorProto(data_type=tensor.data_type, dims=dims, raw_data=content)
+            return np.asarray(numpy_helper.to_array(held)).reshape(dims)
         return np.frombuffer(content, dtype.newbyteorder("<")).astype(dtype).reshape(dims)
 
     def _path(self, location: str, where: str) -> Path:

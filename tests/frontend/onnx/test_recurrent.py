@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper
+from onnx.reference import ReferenceEvaluator
 
 from tbn_tvm.errors import FormatError
 from tbn_tvm.evaluate import evaluate
@@ -167,7 +168,7 @@ def test_layers_in_other_floats(models, kind, dtype):
     constants = {name: array for name, array in arrays.items() if name != "X"}
     model = models.make([node], {"X": (elements, arrays["X"].shape)}, outputs, constants)
     results = evaluate(import_model(prepare(model)), [arrays["X"]])
-    expected = onnx.reference.ReferenceEvaluator(model).run(None, {"X": arrays["X"]})
+    expected = ReferenceEvaluator(model).run(None, {"X": arrays["X"]})
     for ours, theirs in zip(results, expected, strict=True):
         assert ours.dtype == theirs.dtype
         tolerance = {"d": 1e-9, "e": 5e-3}[dtype]
