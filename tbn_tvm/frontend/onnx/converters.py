@@ -14,6 +14,7 @@ from tvm.relax.frontend.onnx.onnx_frontend import Expand
 from tbn_tvm.frontend.grid_sample import grid_sample
 from tbn_tvm.frontend.group_norm import group_norm, instance_norm
 from tbn_tvm.frontend.onnx.arithmetic import ARITHMETIC
+from tbn_tvm.frontend.onnx.attention import attention
 from tbn_tvm.frontend.onnx.indices import INDEXING
 from tbn_tvm.frontend.onnx.limits import MAX_RANK
 from tbn_tvm.frontend.onnx.one_hot import one_hot
@@ -146,6 +147,7 @@ def _short_shapes(inputs, _attrs: dict) -> None:
 
 
 CONVERTERS = {
+    "Attention": attention,
     "BitShift": _bit_shift,
     "Expand": _expand,
     "Gemm": _gemm,

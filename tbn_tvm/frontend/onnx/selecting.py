@@ -26,13 +26,6 @@ def _sortable(inputs, _attrs: dict) -> None:
         )
 
 
-def _no_attention(_inputs, _attrs: dict) -> None:
-    raise ValueError(
-        "attention as one operator is not supported: export the model with opset 22 or older, "
-        "which writes it as products and a softmax"
-    )
-
-
 def _no_boxes(_inputs, _attrs: dict) -> None:
     raise ValueError(
         "how many boxes it selects depends on the data, which cannot be planned for: end the model "
@@ -49,7 +42,6 @@ SELECTING = {"Dropout": _dropout}
 """Converters."""
 
 SELECTING_GUARDS = {
-    "Attention": _no_attention,
     "MaxUnpool": _no_output_shape,
     "NonMaxSuppression": _no_boxes,
     "TopK": _sortable,

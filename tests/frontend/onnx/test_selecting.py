@@ -104,19 +104,13 @@ def test_resize_of_some_axes(models, names, arrays, attributes):
             "training_mode is for training: expected a constant false",
         ),
         (
-            NODE("Attention", ["q", "q", "q"], ["y"]),
-            {"q": [1, 2, 3, 4]},
-            [1, 2, 3, 4],
-            "export the model with opset 22 or older",
-        ),
-        (
             NODE("MaxUnpool", ["x", "i", "n"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
             {"x": [1, 1, 2, 2], "i": ("INT64", [1, 1, 2, 2]), "n": ("INT64", [4])},
             [1, 1, 5, 5],
             "output_shape is not supported",
         ),
     ],
-    ids=["boxes", "training", "attention", "unpooling"],
+    ids=["boxes", "training", "unpooling"],
 )
 def test_what_cannot_be_planned_is_refused(models, node, inputs, output, told):
     model = models.make([node], inputs, {"y": output}, opset=23)
