@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvm import relax
+import numpy as np
+from tvm import relax, te
+from tvm import tirx as tir
 from tvm.relax.frontend.onnx import onnx_frontend
 
 _NO_PARAMETERS: tuple[dict, dict] = ({}, {})
@@ -48,26 +50,55 @@ def _mod(bb, inputs, attrs: dict, opset: int) -> relax.Expr:
     return relax.op.where(apart, relax.op.add(rest, y), rest)
 
 
-def _of_bool_too(name: str) -> Callable:
-    """A reduction that is of bool, too, which has no least or greatest number in TVM."""
+def _extreme(name: str, combine: Callable, start: float) -> Callable:
+    """A reduction that is of bool, too, which has no least or greatest number in TVM; and of floats
+    that are all infinite, which are beyond the number that TVM's own starts from."""
     theirs = getattr(onnx_frontend, name)
 
     def convert(bb, inputs, attrs: dict, opset: int) -> relax.Expr:
         reduce = theirs.get_converter(opset)
         x, *rest = inputs
-        if _dtype(x) != "bool":
-            return reduce(bb, inputs, attrs, _NO_PARAMETERS)
-        number = bb.normalize(relax.op.astype(x, "int8"))
-        return relax.op.astype(reduce(bb, [number, *rest], attrs, _NO_PARAMETERS), "bool")
+        if _dtype(x) == "bool":
+            number = bb.normalize(relax.op.astype(x, "int8"))
+            return relax.op.astype(reduce(bb, [number, *rest], attrs, _NO_PARAMETERS), "bool")
+        result = bb.normalize(reduce(bb, inputs, attrs, _NO_PARAMETERS))
+        if "float" not in _dtype(x) or not isinstance(result, relax.Call):
+            return result
+        rank = len(x.ty.shape.values)
+        named = result.attrs.axis
+        axes = range(rank) if named is None else {int(axis) % rank for axis in named}
+        keepdims = bool(result.attrs.keepdims)
+        return bb.emit_te(
+            lambda te_x: _reduced(te_x, sorted(axes), keepdims, combine, start),
+            x,
+            primfunc_name_hint=name,
+        )
 
     return convert
+
+
+def _reduced(x: te.Tensor, axes: list[int], keepdims: bool, combine: Callable, start: float):
+    reducer = te.comm_reducer(combine, lambda dtype: tir.const(start, dtype))
+    over = {axis: te.reduce_axis((0, x.shape[axis])) for axis in axes}
+
+    def output(*places):
+        places = iter(places)
+        at = []
+        for axis in range(len(x.shape)):
+            place = next(places) if keepdims or axis not in over else None
+            at.append(over.get(axis, place))
+        return reducer(x(*at), axis=list(over.values()))
+
+    extents = [1 if axis in over else extent for axis, extent in enumerate(x.shape)]
+    shape = extents if keepdims else [e for axis, e in enumerate(extents) if axis not in over]
+    return te.compute(shape, output, "extreme")
 
 
 ARITHMETIC = {
     "Equal": _equal,
     "IsInf": _is_inf,
     "Mod": _mod,
-    "ReduceMax": _of_bool_too("ReduceMax"),
-    "ReduceMin": _of_bool_too("ReduceMin"),
+    "ReduceMax": _extreme("ReduceMax", lambda a, b: tir.Max(a, b), -np.inf),
+    "ReduceMin": _extreme("ReduceMin", lambda a, b: tir.Min(a, b), np.inf),
 }
 """Converters."""

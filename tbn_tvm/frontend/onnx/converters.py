@@ -9,19 +9,19 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 from tvm import tirx as tir
-from tvm.relax.frontend.onnx.onnx_frontend import Expand
+from tvm.relax.frontend.onnx.onnx_frontend import Expand, Range
 
 from tbn_tvm.frontend.grid_sample import grid_sample
 from tbn_tvm.frontend.group_norm import group_norm, instance_norm
 from tbn_tvm.frontend.onnx.arithmetic import ARITHMETIC
 from tbn_tvm.frontend.onnx.attention import attention
 from tbn_tvm.frontend.onnx.indices import INDEXING
-from tbn_tvm.frontend.onnx.limits import MAX_RANK
 from tbn_tvm.frontend.onnx.one_hot import one_hot
 from tbn_tvm.frontend.onnx.quantized import QUANTIZED
 from tbn_tvm.frontend.onnx.recurrent import RECURRENT
 from tbn_tvm.frontend.onnx.resizing import resize
 from tbn_tvm.frontend.onnx.selecting import SELECTING, SELECTING_GUARDS
+from tbn_tvm.frontend.onnx.shape_values import is_shape
 
 
 def _gemm(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
@@ -118,6 +118,15 @@ def _instance_normalization(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
     return instance_norm(bb.emit, *inputs[:3], axes, attrs.get("epsilon", 1e-5))
 
 
+def _range(bb, inputs, attrs: dict, opset: int) -> relax.Expr:
+    """Numbers up to a free extent, too, of which TVM's converter makes one that only data knows."""
+    start, limit, step = inputs
+    counts = [c.value.numpy().item() for c in (start, step) if isinstance(c, tvm.ir.GenericConst)]
+    if is_shape(limit) and counts == [0, 1]:
+        return relax.op.arange(limit, dtype="int64")
+    return Range.get_converter(opset)(bb, inputs, attrs, ({}, {}))
+
+
 _GRID_METHODS = {"linear": "bilinear", "cubic": "bicubic"}
 """PyTorch's names of what ONNX calls otherwise since opset 20."""
 
@@ -139,13 +148,6 @@ def _only_mode(mode: bytes):
     return guard
 
 
-def _short_shapes(inputs, _attrs: dict) -> None:
-    """Shapes are computed element by element at import, so they must be shapes."""
-    extents = sum(len(x.values) for x in inputs if isinstance(x, relax.ShapeExpr))
-    if extents > 8 * MAX_RANK:
-        raise ValueError(f"a shape of {extents} extents")
-
-
 CONVERTERS = {
     "Attention": attention,
     "BitShift": _bit_shift,
@@ -156,6 +158,7 @@ CONVERTERS = {
     "InstanceNormalization": _instance_normalization,
     "OneHot": one_hot,
     "Pow": _pow,
+    "Range": _range,
     "RMSNormalization": _rms_normalization,
     **ARITHMETIC,
     "Resize": resize,
@@ -168,7 +171,6 @@ CONVERTERS = {
 
 GUARDS = {
     "BatchNormalization": _no_training,
-    "Concat": _short_shapes,
     "RoiAlign": _only_mode(b"avg"),
     "SpaceToDepth": _only_mode(b"DCR"),
     **SELECTING_GUARDS,

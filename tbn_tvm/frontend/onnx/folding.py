@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from tbn_tvm.errors import FormatError
 from tbn_tvm.frontend.onnx.graph import STANDARD, Constant, Graph, describe
+from tbn_tvm.frontend.onnx.known_shapes import KnownShapes
 from tbn_tvm.frontend.onnx.limits import FOLD_FACTOR, MAX_ELEMENTS, SPARE_BYTES
 
 _Bound = Callable[[NodeProto, list[np.ndarray]], int]
@@ -21,7 +22,7 @@ def fold_constants(graph: Graph) -> None:
     """Compute nodes whose inputs are all constant, in place, by ONNX's reference evaluator.
 
     What is folded: operators that exporters put between stored weights and products, and those
-    that compute shapes. Tiled constants stay as they are.
+    that compute shapes, of fixed extents of any tensor. Tiled constants stay as they are.
 
     Raises
     ------
@@ -30,20 +31,29 @@ def fold_constants(graph: Graph) -> None:
     """
     stored = sum(c.array.nbytes for c in graph.constants.values() if c.array is not None)
     budget = SPARE_BYTES + FOLD_FACTOR * stored
+    shapes = KnownShapes(graph)
     kept = []
+
+    def keep(node: NodeProto) -> None:
+        known = shapes.follow(node)
+        if known is None:
+            kept.append(node)
+        else:
+            graph.constants[node.output[0]] = Constant(known)
+
     for node in graph.nodes:
         if node.op_type == "Gemm" and node.domain in STANDARD:
             budget -= _take_up_alpha(node, graph)
         arrays = _constant_inputs(node, graph)
         bound = _BOUNDS.get(node.op_type) if node.domain in STANDARD else None
         if arrays is None or bound is None:
-            kept.append(node)
+            keep(node)
             continue
         given = [array for array in arrays if array is not None]
         try:
             elements = bound(node, given)
         except (ValueError, IndexError, TypeError, OverflowError):
-            kept.append(node)  # malformed: the checks that follow say how
+            keep(node)  # malformed: the checks that follow say how
             continue
         # Eight bytes are the widest element.
         budget -= 8 * elements
@@ -54,7 +64,7 @@ def fold_constants(graph: Graph) -> None:
             )
         results = _evaluate(node, arrays, graph.opset)
         if results is None:
-            kept.append(node)
+            keep(node)
             continue
         sources = _sources(node, graph)
         for name, result in zip(node.output, results, strict=True):

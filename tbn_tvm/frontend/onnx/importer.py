@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 
-import numpy as np
 import tvm
-from onnx import GraphProto, ModelProto, helper
+from onnx import ModelProto, helper
 from tvm import relax
-from tvm import tirx as tir
-from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
+from tvm.relax.frontend.onnx import onnx_frontend
+from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter, onnx_input
 
 from tbn_tvm import op
 from tbn_tvm.errors import FormatError
@@ -19,6 +19,7 @@ from tbn_tvm.frontend.onnx.checking import check_free_axes, check_graph
 from tbn_tvm.frontend.onnx.converters import CONVERTERS, GUARDS
 from tbn_tvm.frontend.onnx.graph import Constant, Graph
 from tbn_tvm.frontend.onnx.recurrent import check_steps
+from tbn_tvm.frontend.onnx.shape_values import as_tensor, is_shape, shape_of_shapes, with_tensors
 from tbn_tvm.frontend.onnx.verifying import verify_types
 from tbn_tvm.tiling import TiledTensor
 
@@ -60,6 +61,12 @@ def to_relax(graph: Graph) -> tvm.IRModule:
     return mod
 
 
+@functools.cache
+def _theirs() -> frozenset[str]:
+    """The operators that TVM has converters of."""
+    return frozenset(onnx_frontend._get_convert_map())
+
+
 class _Importer(ONNXGraphImporter):
     """Takes constants from a prepared graph; our converters go before TVM's."""
 
@@ -87,18 +94,33 @@ class _Importer(ONNXGraphImporter):
                         p=tiled.p,
                     )
                 )
-        super()._construct_nodes(graph)
+        for node in graph.node:
+            self._construct(node)
         self.made = dict(self._nodes)
         for output in graph.output:
             value = self._nodes[output.name]
-            # TVM computes with shapes apart from tensors.
-            if isinstance(value, relax.ShapeExpr):
-                self._nodes[output.name] = _shape_as_tensor(self.bb, value)
+            if is_shape(value):
+                self._nodes[output.name] = as_tensor(self.bb, value)
+
+    def _construct(self, node) -> None:
+        inputs = onnx_input([self._nodes[name] if name else None for name in node.input])
+        attrs = self._parse_attr(node.attribute)
+        attrs["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
+        made = self._convert_operator(node.op_type, inputs, attrs, self.opset)
+        if isinstance(made.ty, relax.TupleType) and not isinstance(made, relax.Tuple):
+            made = relax.Tuple(
+                [self.bb.emit(relax.TupleGetItem(made, at)) for at in range(len(made.ty.fields))]
+            )
+        results = list(made.fields) if isinstance(made, relax.Tuple) else [made]
+        if len(node.output) > len(results):
+            missing = ", ".join(repr(name) for name in node.output[len(results) :] if name)
+            raise ValueError(f"its output {missing} is not supported")
+        for name, result in zip(node.output, results, strict=False):
+            if name:
+                self._nodes[name] = result
 
     def _check_for_unsupported_ops(self, graph) -> None:
-        """Some of our converters are of operators that TVM's importer does not know."""
-        theirs = [node for node in graph.node if node.op_type not in CONVERTERS]
-        super()._check_for_unsupported_ops(GraphProto(node=theirs))
+        """Told for each node, which has a name."""
 
     def _sanitize_name(self, name: str) -> str:
         """An identifier, each once; the signature keeps the model's own names."""
@@ -117,17 +139,19 @@ class _Importer(ONNXGraphImporter):
 
     def _convert_operator(self, op_name: str, inputs, attrs: dict, opset: int) -> relax.Expr:
         self.at = f"node {attrs['tvm_custom']['name']!r} ({op_name})"
+        if any(is_shape(value) for value in inputs):
+            made = shape_of_shapes(op_name, inputs, attrs)
+            if made is not None:
+                return made
+            inputs = onnx_input(with_tensors(self.bb, op_name, inputs))
         if op_name in GUARDS:
             GUARDS[op_name](inputs, attrs)
         convert = CONVERTERS.get(op_name)
         if convert is None:
+            if op_name not in _theirs():
+                raise ValueError(
+                    "this operator is not supported: export the model with simpler ones instead"
+                )
             return super()._convert_operator(op_name, inputs, attrs, opset)
         result = convert(self.bb, inputs, attrs, opset)
         return self.bb.normalize(result) if isinstance(result, relax.Expr) else result
-
-
-def _shape_as_tensor(bb, shape: relax.ShapeExpr) -> relax.Expr:
-    extents = list(shape.values)
-    if all(isinstance(extent, tir.IntImm) for extent in extents):
-        return relax.const(np.array([int(extent) for extent in extents]), "int64")
-    return bb.emit(relax.op.shape_to_tensor(shape))

@@ -64,3 +64,27 @@ def test_remainders_of_floats(models, dtype):
     rest, of_x = evaluate(import_model(prepare(model)), [x, y])
     np.testing.assert_array_equal(rest, np.mod(x, y))
     np.testing.assert_array_equal(of_x, np.fmod(x, y))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_greatest_of_infinities(models, dtype):
+    kind = {"float16": "FLOAT16", "float32": "FLOAT", "float64": "DOUBLE"}[dtype]
+    nodes = [
+        NODE("ReduceMax", ["x", "axis"], ["above"], keepdims=0),
+        NODE("ReduceMin", ["x", "axis"], ["below"]),
+        NODE("ReduceMax", ["x"], ["top"], keepdims=0),
+    ]
+    outputs = {"above": [None], "below": [None, 1], "top": []}
+    model = models.make(
+        nodes,
+        {"x": (kind, ["n", 2])},
+        {name: (kind, shape) for name, shape in outputs.items()},
+        {"axis": np.array([-1])},
+        opset=18,
+    )
+    x = np.array([[-np.inf] * 2, [np.inf] * 2, [np.finfo(dtype).min, -1]], dtype)
+    results = evaluate(import_model(prepare(model)), [x])
+    expected = [x.max(1), x.min(1, keepdims=True), x.max()]
+    for result, value in zip(results, expected, strict=True):
+        assert (result.dtype, result.shape) == (value.dtype, value.shape)
+        np.testing.assert_array_equal(result, value)
