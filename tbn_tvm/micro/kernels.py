@@ -143,7 +143,7 @@ def lower_kernel(func: tir.PrimFunc, name: str) -> Kernel:
         For a statement, an element type or a call that portable C lacks.
     """
     func = lower_loops()(tvm.IRModule({"main": _without_offsets(func)}))["main"]
-    _refuse_calls_of_the_run_time(func.body, name)
+    _refuse_what_c_lacks(func.body, name)
     editor = _ScratchLifter()
     body = editor.visit(func.body)
     written = editor.written
@@ -190,14 +190,23 @@ def _without_offsets(func: tir.PrimFunc) -> tir.PrimFunc:
     return tvm_ffi.structural_map(func, (ir.Var, lambda variable: zeros.get(variable, variable)))
 
 
-def _refuse_calls_of_the_run_time(body: tir.Stmt, name: str) -> None:
+def _refuse_what_c_lacks(body: tir.Stmt, name: str) -> None:
     called: list[str] = []
+    recast = False
 
     def note(node) -> None:
-        if isinstance(node, ir.Call) and "call_packed" in getattr(node.op, "name", ""):
+        nonlocal recast
+        called_name = getattr(node.op, "name", "") if isinstance(node, ir.Call) else ""
+        if "call_packed" in called_name:
             called.append(str(node.args[0]).strip('"'))
+        recast |= called_name == "tirx.reinterpret"
 
     tvm_ffi.structural_walk(body, note)
+    if recast:
+        raise TbnError(
+            f"{name} has no kernel for bare metal (it reads bits as another type, which TVM writes "
+            f"in a way that C leaves open); {INSTEAD}"
+        )
     if called:
         raise TbnError(
             f"{name} has no kernel for bare metal (it calls {called[0]}, which only TVM's run-time "

@@ -9,9 +9,9 @@ from tvm import relax
 from tvm import tirx as tir
 
 from tbn_tvm.frontend.onnx.graph import dtype_name
+from tbn_tvm.frontend.onnx.operands import HALVES, cast, fixed, shown
 
-_HALVES = ("float16", "bfloat16")
-_FLOATS = (*_HALVES, "float32", "float64")
+_FLOATS = (*HALVES, "float32", "float64")
 _INPUTS = 7
 
 
@@ -41,11 +41,11 @@ def attention(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
         k, v = emit(relax.op.concat([past_k, k], 2)), emit(relax.op.concat([past_v, v], 2))
     batch, heads, rows, size = q.ty.shape.values
     groups, keys = k.ty.shape.values[1:3]
-    exact = "float32" if dtype in _HALVES else dtype
+    exact = "float32" if dtype in HALVES else dtype
     scores = emit(
         relax.op.matmul(
-            emit(relax.op.reshape(_cast(emit, q, exact), _grouped(q, groups))),
-            emit(relax.op.permute_dims(_cast(emit, k, exact), [0, 1, 3, 2])),
+            emit(relax.op.reshape(cast(emit, q, exact), _grouped(q, groups))),
+            emit(relax.op.permute_dims(cast(emit, k, exact), [0, 1, 3, 2])),
         )
     )
     scores = emit(relax.op.reshape(scores, [batch, heads, rows, keys]))
@@ -63,7 +63,7 @@ def attention(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
     allowed = places if allowed is None else _both(emit, allowed, places)
     none_left = _without_keys(emit, bias, allowed)
     if bias is not None:
-        scores = emit(relax.op.add(scores, _cast(emit, bias, exact)))
+        scores = emit(relax.op.add(scores, cast(emit, bias, exact)))
     if allowed is not None:
         scores = emit(relax.op.where(allowed, scores, relax.const(-np.inf, exact)))
     stages.append(scores)
@@ -72,7 +72,7 @@ def attention(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
         weights = emit(relax.op.where(none_left, relax.const(0, exact), weights))
     stages.append(weights)
     product = relax.op.matmul(
-        emit(relax.op.reshape(weights, _grouped(weights, groups))), _cast(emit, v, exact)
+        emit(relax.op.reshape(weights, _grouped(weights, groups))), cast(emit, v, exact)
     )
     y = emit(relax.op.reshape(emit(product), [batch, heads, rows, v.ty.shape.values[3]]))
     if flat:
@@ -81,7 +81,7 @@ def attention(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
     mode = attrs.get("qk_matmul_output_mode", 0)
     if not 0 <= mode < len(stages):
         raise ValueError(f"qk_matmul_output_mode {mode}: expected 0 to {len(stages) - 1}")
-    return relax.Tuple([_cast(emit, y, dtype), k, v, _cast(emit, stages[mode], dtype)])
+    return relax.Tuple([cast(emit, y, dtype), k, v, cast(emit, stages[mode], dtype)])
 
 
 def _one_type(*values: relax.Expr) -> str:
@@ -92,10 +92,6 @@ def _one_type(*values: relax.Expr) -> str:
             f"{', '.join(_FLOATS)}"
         )
     return types.pop()
-
-
-def _cast(emit, value: relax.Expr, dtype: str) -> relax.Expr:
-    return value if value.ty.dtype.dtype == dtype else emit(relax.op.astype(value, dtype))
 
 
 def _by_heads(emit, q, k, v, attrs: dict) -> list[relax.Expr]:
@@ -111,27 +107,23 @@ def _by_heads(emit, q, k, v, attrs: dict) -> list[relax.Expr]:
             length, width = extents
             if not count or count < 0 or not isinstance(width, tir.IntImm) or int(width) % count:
                 raise ValueError(
-                    f"{what} of width {width} in {count} heads: expected a fixed multiple of "
-                    "q_num_heads and kv_num_heads"
+                    f"{what} of width {shown(width)} in {count} heads: expected a fixed multiple "
+                    "of q_num_heads and kv_num_heads"
                 )
             value = emit(relax.op.reshape(value, [batch, length, count, int(width) // count]))
             value = emit(relax.op.permute_dims(value, [0, 2, 1, 3]))
-        elif count is not None and count != _fixed(extents[0], f"heads of {what}"):
-            raise ValueError(f"{what} of {extents[0]} heads, and an attribute that says {count}")
+        elif count is not None and count != fixed(extents[0], f"heads of {what}"):
+            raise ValueError(
+                f"{what} of {shown(extents[0])} heads, and an attribute that says {count}"
+            )
         split.append(value)
-    heads, groups, others = (_fixed(value.ty.shape.values[1], "heads") for value in split)
+    heads, groups, others = (fixed(value.ty.shape.values[1], "heads") for value in split)
     if groups != others or heads % groups:
         raise ValueError(
             f"{heads} heads of queries, {groups} of keys and {others} of values: expected as many "
             "of values as of keys, and a multiple of those of queries"
         )
     return split
-
-
-def _fixed(extent, what: str) -> int:
-    if not isinstance(extent, tir.IntImm):
-        raise ValueError(f"a free number of {what} ({extent}): export the model with it fixed")
-    return int(extent)
 
 
 def _grouped(value: relax.Expr, groups) -> list:
@@ -143,7 +135,7 @@ def _grouped(value: relax.Expr, groups) -> list:
 def _scale(attrs: dict, size) -> float:
     scale = attrs.get("scale")
     if scale is None:
-        return 1 / math.sqrt(_fixed(size, "elements of a head"))
+        return 1 / math.sqrt(fixed(size, "elements of a head"))
     if not 0 <= scale < math.inf:
         raise ValueError(f"scale {scale:g}: expected none, or a finite one that is not negative")
     return scale
@@ -241,11 +233,11 @@ def _softmax(emit, scores: relax.Expr, attrs: dict, exact: str) -> relax.Expr:
             f"softmax_precision {asked} ({precision}): expected 1 (float32), 10 (float16), "
             "11 (float64) or 16 (bfloat16)"
         )
-    scores = _cast(emit, scores, precision)
-    if precision in _HALVES:
+    scores = cast(emit, scores, precision)
+    if precision in HALVES:
         # Rounded before and after, and exact between.
-        weights = emit(relax.op.nn.softmax(_cast(emit, scores, "float32"), -1))
-        scores = _cast(emit, weights, precision)
+        weights = emit(relax.op.nn.softmax(cast(emit, scores, "float32"), -1))
+        scores = cast(emit, weights, precision)
     else:
         scores = emit(relax.op.nn.softmax(scores, -1))
-    return _cast(emit, scores, exact)
+    return cast(emit, scores, exact)

@@ -13,15 +13,21 @@ from tvm.relax.frontend.onnx.onnx_frontend import Expand, Range
 
 from tbn_tvm.frontend.grid_sample import grid_sample
 from tbn_tvm.frontend.group_norm import group_norm, instance_norm
+from tbn_tvm.frontend.onnx.activations import ACTIVATIONS
+from tbn_tvm.frontend.onnx.along_axes import ALONG_AXES
 from tbn_tvm.frontend.onnx.arithmetic import ARITHMETIC
 from tbn_tvm.frontend.onnx.attention import attention
 from tbn_tvm.frontend.onnx.indices import INDEXING
+from tbn_tvm.frontend.onnx.losses import LOSSES
 from tbn_tvm.frontend.onnx.one_hot import one_hot
 from tbn_tvm.frontend.onnx.quantized import QUANTIZED
+from tbn_tvm.frontend.onnx.rearranging import REARRANGING
 from tbn_tvm.frontend.onnx.recurrent import RECURRENT
 from tbn_tvm.frontend.onnx.resizing import resize
+from tbn_tvm.frontend.onnx.rotary import rotary_embedding
 from tbn_tvm.frontend.onnx.selecting import SELECTING, SELECTING_GUARDS
 from tbn_tvm.frontend.onnx.shape_values import is_shape
+from tbn_tvm.frontend.onnx.transposed_convolution import conv_transpose
 
 
 def _gemm(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
@@ -151,6 +157,7 @@ def _only_mode(mode: bytes):
 CONVERTERS = {
     "Attention": attention,
     "BitShift": _bit_shift,
+    "ConvTranspose": conv_transpose,
     "Expand": _expand,
     "Gemm": _gemm,
     "GridSample": _grid_sample,
@@ -159,11 +166,16 @@ CONVERTERS = {
     "OneHot": one_hot,
     "Pow": _pow,
     "Range": _range,
-    "RMSNormalization": _rms_normalization,
-    **ARITHMETIC,
     "Resize": resize,
+    "RMSNormalization": _rms_normalization,
+    "RotaryEmbedding": rotary_embedding,
+    **ACTIVATIONS,
+    **ALONG_AXES,
+    **ARITHMETIC,
     **INDEXING,
+    **LOSSES,
     **QUANTIZED,
+    **REARRANGING,
     **RECURRENT,
     **SELECTING,
 }
@@ -172,7 +184,6 @@ CONVERTERS = {
 GUARDS = {
     "BatchNormalization": _no_training,
     "RoiAlign": _only_mode(b"avg"),
-    "SpaceToDepth": _only_mode(b"DCR"),
     **SELECTING_GUARDS,
 }
 """Refuse uses of operators that TVM's converters get wrong; take inputs and attributes."""

@@ -179,6 +179,10 @@ def _range(_node: NodeProto, arrays: list[np.ndarray]) -> int:
     return max(0, math.ceil((limit - start) / delta)) if delta else 0
 
 
+def _window(_node: NodeProto, arrays: list[np.ndarray]) -> int:
+    return max(0, arrays[0].item())
+
+
 def _gather(node: NodeProto, arrays: list[np.ndarray]) -> int:
     data, indices = arrays
     extent = data.shape[_attribute(node, "axis", 0)]
@@ -201,14 +205,14 @@ def _positive(array: np.ndarray) -> list[int]:
 
 
 _ELEMENTWISE = """
-    Abs Add And BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Clip Div
-    Equal Exp Floor Greater GreaterOrEqual Identity Less LessOrEqual Log Max Mean Min Mod Mul Neg
-    Not Or Pow Reciprocal Relu Round Sigmoid Sign Sqrt Sub Sum Tanh Where Xor
+    Abs Add And BitCast BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil
+    Clip Cos Div Equal Exp Floor Greater GreaterOrEqual Identity Less LessOrEqual Log Max Mean Min
+    Mod Mul Neg Not Or Pow Reciprocal Relu Round Sigmoid Sign Sin Sqrt Sub Sum Tanh Where Xor
 """
 _REARRANGING = """
-    ArgMax ArgMin CumSum DequantizeLinear Flatten ReduceL1 ReduceL2 ReduceMax ReduceMean ReduceMin
-    QuantizeLinear ReduceProd ReduceSum ReduceSumSquare Reshape Shape Size Slice Split Squeeze
-    Transpose Trilu Unsqueeze
+    ArgMax ArgMin CumProd CumSum DequantizeLinear Flatten ReduceL1 ReduceL2 ReduceMax ReduceMean
+    QuantizeLinear ReduceMin ReduceProd ReduceSum ReduceSumSquare Reshape Shape Size Slice Split
+    Squeeze Transpose Trilu Unsqueeze
 """
 _BOUNDS: dict[str, _Bound] = {
     **dict.fromkeys(_ELEMENTWISE.split(), _broadcast),
@@ -221,4 +225,5 @@ _BOUNDS: dict[str, _Bound] = {
     "Pad": _pad,
     "Range": _range,
     "Tile": _expand,
+    **dict.fromkeys(("BlackmanWindow", "HammingWindow", "HannWindow"), _window),
 }

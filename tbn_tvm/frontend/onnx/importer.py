@@ -17,6 +17,7 @@ from tbn_tvm import op
 from tbn_tvm.errors import FormatError
 from tbn_tvm.frontend.onnx.checking import check_free_axes, check_graph
 from tbn_tvm.frontend.onnx.converters import CONVERTERS, GUARDS
+from tbn_tvm.frontend.onnx.fixed_inputs import check_fixed_inputs
 from tbn_tvm.frontend.onnx.graph import Constant, Graph
 from tbn_tvm.frontend.onnx.recurrent import check_steps
 from tbn_tvm.frontend.onnx.shape_values import as_tensor, is_shape, shape_of_shapes, with_tensors
@@ -144,6 +145,7 @@ class _Importer(ONNXGraphImporter):
             if made is not None:
                 return made
             inputs = onnx_input(with_tensors(self.bb, op_name, inputs))
+        check_fixed_inputs(op_name, inputs)
         if op_name in GUARDS:
             GUARDS[op_name](inputs, attrs)
         convert = CONVERTERS.get(op_name)

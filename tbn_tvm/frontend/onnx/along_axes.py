@@ -1,0 +1,67 @@
+"""Operators along one axis, or two: running products, norms, diagonals."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax, te, topi
+from tvm import tirx as tir
+
+from tbn_tvm.frontend.onnx.graph import dtype_name
+from tbn_tvm.frontend.onnx.operands import axis_of, exact
+
+
+def _cum_prod(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
+    """Products of what comes before, with the element itself or without it."""
+    x, axis = inputs
+    dtype = x.ty.dtype.dtype
+    axis = axis_of(int(axis.value.numpy().reshape(-1)[0]), len(x.ty.shape.values))
+    x = exact(bb.emit, x)
+    backwards = bool(attrs.get("reverse", 0))
+    if backwards:
+        x = bb.emit_te(topi.flip, x, axis=axis)
+    x = bb.emit(relax.op.cumprod(x, axis, exclusive=bool(attrs.get("exclusive", 0))))
+    if backwards:
+        x = bb.emit_te(topi.flip, x, axis=axis)
+    return relax.op.astype(x, dtype)
+
+
+def _lp_normalization(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
+    """Over the norm along an axis; zeros where that is zero."""
+    x, emit = inputs[0], bb.emit
+    p, axis = attrs.get("p", 2), axis_of(attrs.get("axis", -1), len(x.ty.shape.values))
+    if p not in (1, 2):
+        raise ValueError(f"p {p}: expected 1 or 2")
+    dtype = x.ty.dtype.dtype
+    value = exact(emit, x)
+    zero = relax.const(0, value.ty.dtype.dtype)
+    size = emit(relax.op.abs(value) if p == 1 else relax.op.multiply(value, value))
+    norm = emit(relax.op.sum(size, axis, keepdims=True))
+    norm = norm if p == 1 else emit(relax.op.sqrt(norm))
+    nothing = emit(relax.op.equal(norm, zero))
+    unit = emit(relax.op.where(nothing, zero, emit(relax.op.divide(value, norm))))
+    return relax.op.astype(unit, dtype)
+
+
+def _eye_like(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
+    """Ones on a diagonal, of the type that is asked for."""
+    x = inputs[0]
+    rows, columns = x.ty.shape.values
+    dtype = dtype_name(attrs["dtype"]) if "dtype" in attrs else x.ty.dtype.dtype
+    offset = attrs.get("k", 0)
+
+    def eye(like: te.Tensor) -> te.Tensor:
+        return te.compute(
+            like.shape, lambda i, j: (j - i == tir.const(offset, "int64")).astype(dtype), "eye"
+        )
+
+    if isinstance(rows, tir.IntImm) and isinstance(columns, tir.IntImm):
+        return relax.const(np.eye(int(rows), int(columns), offset).astype(dtype), dtype)
+    return bb.emit_te(eye, x, primfunc_name_hint="eye_like")
+
+
+ALONG_AXES = {
+    "CumProd": _cum_prod,
+    "EyeLike": _eye_like,
+    "LpNormalization": _lp_normalization,
+}
+"""Converters."""
