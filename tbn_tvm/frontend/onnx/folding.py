@@ -10,6 +10,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from tbn_tvm.errors import FormatError
+from tbn_tvm.frontend.onnx.branches import is_if, nodes_inside, take_branch
 from tbn_tvm.frontend.onnx.graph import STANDARD, Constant, Graph, describe
 from tbn_tvm.frontend.onnx.known_shapes import KnownShapes
 from tbn_tvm.frontend.onnx.limits import FOLD_FACTOR, MAX_ELEMENTS, SPARE_BYTES
@@ -41,7 +42,14 @@ def fold_constants(graph: Graph) -> None:
         else:
             graph.constants[node.output[0]] = Constant(known)
 
-    for node in graph.nodes:
+    waiting = graph.nodes[::-1]
+    taken = {name for node in nodes_inside(waiting) for name in node.output}
+    taken.update(graph.constants, (value.name for value in graph.inputs))
+    while waiting:
+        node = waiting.pop()
+        if is_if(node):
+            waiting.extend(reversed(take_branch(node, _condition(node, graph), taken)))
+            continue
         if node.op_type == "Gemm" and node.domain in STANDARD:
             budget -= _take_up_alpha(node, graph)
         arrays = _constant_inputs(node, graph)
@@ -71,6 +79,16 @@ def fold_constants(graph: Graph) -> None:
             if name:
                 graph.constants[name] = Constant(result, sources)
     graph.nodes = kept
+
+
+def _condition(node: NodeProto, graph: Graph) -> np.ndarray:
+    constant = graph.constants.get(node.input[0]) if node.input else None
+    if constant is None or constant.array is None or constant.array.size != 1:
+        raise FormatError(
+            f"{describe(node)}: its condition depends on the data, and control flow is not "
+            "supported; export the model with fixed branches"
+        )
+    return constant.array
 
 
 def _take_up_alpha(node: NodeProto, graph: Graph) -> int:

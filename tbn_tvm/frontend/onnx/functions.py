@@ -8,7 +8,8 @@ from onnx import FunctionProto, ModelProto, NodeProto, inliner
 
 from tbn_tvm.errors import FormatError
 from tbn_tvm.export.functions import is_tiled_function
-from tbn_tvm.frontend.onnx.graph import STANDARD, describe
+from tbn_tvm.frontend.onnx.branches import nodes_inside
+from tbn_tvm.frontend.onnx.graph import STANDARD, describe, subgraphs
 from tbn_tvm.frontend.onnx.limits import MAX_DEPTH, MAX_NODES
 
 _Key = tuple[str, str, str]
@@ -45,7 +46,7 @@ def inline_functions(model: ModelProto) -> ModelProto:
     except Exception as error:  # the library's errors are of no one kind
         raise FormatError(f"its functions cannot be inlined ({error})") from None
     left = {_key(function) for function in inlined.functions} - kept
-    for node in inlined.graph.node:
+    for node in nodes_inside(inlined.graph.node):
         if (node.domain, node.op_type, node.overload) in left:
             versions = {entry.domain: entry.version for entry in model.opset_import}
             raise FormatError(
@@ -65,6 +66,7 @@ def _check_growth(model: ModelProto, functions: dict[_Key, FunctionProto]) -> No
         for node in nodes:
             key = (node.domain, node.op_type, node.overload)
             total += called(key) if key in functions else 1
+            total += sum(size_of(graph.node) for graph in subgraphs(node))
             if total > MAX_NODES:
                 raise FormatError(
                     f"the model has more than {MAX_NODES:,} nodes once its functions are inlined"

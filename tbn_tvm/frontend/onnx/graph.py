@@ -75,7 +75,7 @@ class Graph:
 
     def to_model(self) -> ModelProto:
         """The graph as a model that is small: large constants become inputs."""
-        used = {name for node in self.nodes for name in node.input}
+        used = {name for node in self.nodes for name in used_names(node)}
         used.update(output.name for output in self.outputs)
         inputs, initialisers = list(self.inputs), []
         for name, constant in self.constants.items():
@@ -109,7 +109,7 @@ class Graph:
         for node in reversed(self.nodes):
             if any(name in needed for name in node.output if name):
                 nodes.append(node)
-                needed.update(node.input)
+                needed.update(used_names(node))
         constants = {name: c for name, c in self.constants.items() if name in needed}
         return Graph(
             self.name,
@@ -135,6 +135,15 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def used_names(node: NodeProto) -> Iterator[str]:
+    """What a node takes, and what its branches take or give."""
+    yield from node.input
+    for graph in subgraphs(node):
+        yield from (value.name for value in graph.output)
+        for inner in graph.node:
+            yield from used_names(inner)
 
 
 def tensor_type(value: ValueInfoProto):

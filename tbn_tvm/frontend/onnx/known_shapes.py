@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TypeProto, helper, shape_inference
 
+from tbn_tvm.frontend.onnx.branches import nodes_inside
 from tbn_tvm.frontend.onnx.graph import SMALL, STANDARD, Graph
 from tbn_tvm.frontend.onnx.shape_arithmetic import compute, objects, takes
 
@@ -25,7 +26,7 @@ class KnownShapes:
         self._graph = graph
         self._types: dict[str, TypeProto] = {value.name: value.type for value in graph.inputs}
         self._values: dict[str, np.ndarray] = {}
-        self._needed = any(node.op_type in ("Shape", "Size") for node in graph.nodes)
+        self._needed = any(node.op_type in ("Shape", "Size") for node in nodes_inside(graph.nodes))
 
     def follow(self, node: NodeProto) -> np.ndarray | None:
         """Take note of a node; returns its output where that is known now."""

@@ -13,6 +13,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 from tbn_tvm.errors import FormatError
 from tbn_tvm.export.functions import CONV, DOMAIN, LINEAR, VERSION
+from tbn_tvm.frontend.onnx.branches import check_nodes, hoist_constants, nodes_inside
 from tbn_tvm.frontend.onnx.functions import inline_functions
 from tbn_tvm.frontend.onnx.graph import (
     STANDARD,
@@ -20,14 +21,12 @@ from tbn_tvm.frontend.onnx.graph import (
     Graph,
     describe,
     dtype_name,
-    subgraphs,
     tensor_type,
 )
 from tbn_tvm.frontend.onnx.limits import (
     FIRST_OPSET,
     MAX_ELEMENTS,
     MAX_FILE_BYTES,
-    MAX_NODES,
     MAX_RANK,
 )
 from tbn_tvm.frontend.onnx.symbols import name_free_axes, without_free_axes
@@ -98,9 +97,9 @@ def read_graph(model: ModelProto, folder: Path | None) -> tuple[Graph, list[Init
         The file's initialisers.
     """
     opset = _opset(model)
-    _check_nodes(model.graph.node)
+    check_nodes(model.graph.node)
     for function in model.functions:
-        _check_nodes(function.node)
+        check_nodes(function.node)
     if model.graph.sparse_initializer:
         raise FormatError("sparse initialisers are not supported: store them dense")
     reader = TensorReader(folder)
@@ -125,6 +124,7 @@ def read_graph(model: ModelProto, folder: Path | None) -> tuple[Graph, list[Init
     if not model.graph.output:
         raise FormatError("the model has no outputs")
     light = inline_functions(_without_tensors(model, inputs, constants))
+    check_nodes(light.graph.node)
     graph = Graph(
         model.graph.name,
         opset,
@@ -136,6 +136,7 @@ def read_graph(model: ModelProto, folder: Path | None) -> tuple[Graph, list[Init
     )
     _check_domains(graph.nodes)
     _read_constant_nodes(graph, reader)
+    hoist_constants(graph, reader.read, lambda node: _value_of(node, reader))
     return graph, initialisers
 
 
@@ -167,17 +168,6 @@ def _opset(model: ModelProto) -> int:
     if versions.get(DOMAIN, VERSION) != VERSION:
         raise FormatError(f"domain {DOMAIN} in version {versions[DOMAIN]}: expected {VERSION}")
     return opset
-
-
-def _check_nodes(nodes: Iterable[NodeProto]) -> None:
-    for count, node in enumerate(nodes):
-        if count >= MAX_NODES:
-            raise FormatError(f"more than {MAX_NODES:,} nodes")
-        if any(True for _graph in subgraphs(node)):
-            raise FormatError(
-                f"{describe(node)}: control flow is not supported; export the model with fixed "
-                "branches and unrolled loops"
-            )
 
 
 def _by_name(values: Iterable[ValueInfoProto], what: str) -> dict[str, ValueInfoProto]:
@@ -234,8 +224,12 @@ def _without_tensors(
 
 def _check_domains(nodes: Iterable[NodeProto]) -> None:
     foreign = {}
-    for node in nodes:
+    nodes = list(nodes)
+    outer = {id(node) for node in nodes}
+    for node in nodes_inside(nodes):
         ours = node.domain == DOMAIN and node.op_type in (LINEAR, CONV)
+        if ours and id(node) not in outer:
+            raise FormatError(f"{describe(node)}: a tiled layer in a branch is not supported")
         if node.domain not in STANDARD and not ours:
             foreign.setdefault(f"{node.domain}::{node.op_type}", describe(node))
     if foreign:
@@ -252,15 +246,19 @@ def _read_constant_nodes(graph: Graph, reader: TensorReader) -> None:
         if node.op_type != "Constant" or node.domain not in STANDARD:
             kept.append(node)
             continue
-        where = describe(node)
-        if len(node.output) != 1 or len(node.attribute) != 1 or node.input:
-            raise FormatError(f"{where}: expected one value and one output")
+        value = _value_of(node, reader)
         if not node.output[0] or node.output[0] in graph.constants:
-            raise FormatError(f"{where}: its output has no name, or one that is taken")
-        graph.constants[node.output[0]] = Constant(
-            _constant_value(node.attribute[0], reader, where)
-        )
+            raise FormatError(f"{describe(node)}: its output has no name, or one that is taken")
+        graph.constants[node.output[0]] = Constant(value)
     graph.nodes = kept
+
+
+def _value_of(node: NodeProto, reader: TensorReader) -> np.ndarray:
+    """What a ``Constant`` node holds."""
+    where = describe(node)
+    if len(node.output) != 1 or len(node.attribute) != 1 or node.input:
+        raise FormatError(f"{where}: expected one value and one output")
+    return _constant_value(node.attribute[0], reader, where)
 
 
 def _constant_value(attribute: AttributeProto, reader: TensorReader, where: str) -> np.ndarray:

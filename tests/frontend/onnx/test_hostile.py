@@ -232,7 +232,7 @@ def test_control_flow_is_refused(models):
     )
     nodes = [NODE("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]
     model = models.make(nodes, {"x": [2], "c": ("BOOL", [])}, {"y": [2]})
-    refused(model, r"node 'y' \(If\): control flow is not supported")
+    refused(model, r"node 'y' \(If\): its condition depends on the data, and control flow is not")
 
 
 def test_types_that_nothing_computes_with(models):
