@@ -9,7 +9,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 from tvm import tirx as tir
-from tvm.relax.frontend.onnx.onnx_frontend import Expand, Range
+from tvm.relax.frontend.onnx.onnx_frontend import Expand, Range, Unsqueeze
 
 from tbn_tvm.frontend.grid_sample import grid_sample
 from tbn_tvm.frontend.group_norm import group_norm, instance_norm
@@ -124,6 +124,14 @@ def _instance_normalization(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
     return instance_norm(bb.emit, *inputs[:3], axes, attrs.get("epsilon", 1e-5))
 
 
+def _unsqueeze(bb, inputs, attrs: dict, opset: int) -> relax.Expr:
+    """Of one axis that is no list, too, as ONNX's own definitions have it."""
+    x, axes = inputs
+    if isinstance(axes, tvm.ir.GenericConst):
+        axes = relax.const(axes.value.numpy().reshape(-1), "int64")
+    return Unsqueeze.get_converter(opset)(bb, [x, axes], attrs, ({}, {}))
+
+
 def _range(bb, inputs, attrs: dict, opset: int) -> relax.Expr:
     """Numbers up to a free extent, too, of which TVM's converter makes one that only data knows."""
     start, limit, step = inputs
@@ -169,6 +177,7 @@ CONVERTERS = {
     "Resize": resize,
     "RMSNormalization": _rms_normalization,
     "RotaryEmbedding": rotary_embedding,
+    "Unsqueeze": _unsqueeze,
     **ACTIVATIONS,
     **ALONG_AXES,
     **ARITHMETIC,

@@ -10,7 +10,7 @@ _REDUCTIONS = """
     ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
     ReduceSum ReduceSumSquare
 """
-_SHAPES = ("ConstantOfShape", "Expand", "Reshape", "Resize", "Slice", "Unsqueeze")
+_SHAPES = ("ConstantOfShape", "Expand", "Range", "Reshape", "Resize", "Slice", "Unsqueeze")
 """Operators whose inputs may also be shapes of other tensors."""
 
 _FIXED: dict[str, dict[int, str]] = {
@@ -23,9 +23,9 @@ _FIXED: dict[str, dict[int, str]] = {
     "CumProd": {1: "axis"},
     "CumSum": {1: "axis"},
     "Expand": {1: "shape"},
-    "MaxUnpool": {2: "output_shape"},
     "OneHot": {1: "depth"},
     "Pad": {1: "pads", 2: "constant_value", 3: "axes"},
+    "Range": {0: "start", 1: "limit", 2: "delta"},
     "Reshape": {1: "shape"},
     "Resize": {2: "scales", 3: "sizes"},
     "Slice": {1: "starts", 2: "ends", 3: "axes", 4: "steps"},
