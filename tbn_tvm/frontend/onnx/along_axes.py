@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax, te, topi
 from tvm import tirx as tir
+from tvm.relax.frontend.onnx.onnx_frontend import LayerNormalization
 
 from tbn_tvm.frontend.onnx.graph import dtype_name
-from tbn_tvm.frontend.onnx.operands import axis_of, exact
+from tbn_tvm.frontend.onnx.operands import axis_of, cast, exact
 
 
 def _cum_prod(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
@@ -42,6 +43,26 @@ def _lp_normalization(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
     return relax.op.astype(unit, dtype)
 
 
+def _layer_normalization(bb, inputs, attrs: dict, opset: int) -> relax.Expr:
+    """TVM's converter, and the means and deviations where the model asks for them."""
+    made = LayerNormalization.get_converter(opset)(bb, inputs, attrs, ({}, {}))
+    if attrs["tvm_custom"]["num_outputs"] == 1:
+        return made
+    if attrs.get("stash_type", 1) != 1:
+        raise ValueError(f"means of stash_type {attrs['stash_type']}: expected 1")
+    x, emit = inputs[0], bb.emit
+    rank = len(x.ty.shape.values)
+    axes = list(range(axis_of(attrs.get("axis", -1), rank), rank))
+    x = exact(emit, x)
+    mean = emit(relax.op.mean(x, axes, keepdims=True))
+    centred = emit(relax.op.subtract(x, mean))
+    square = emit(relax.op.multiply(centred, centred))
+    variance = emit(relax.op.mean(square, axes, keepdims=True))
+    epsilon = relax.const(attrs.get("epsilon", 1e-5), x.ty.dtype.dtype)
+    inverse = emit(relax.op.rsqrt(emit(relax.op.add(variance, epsilon))))
+    return relax.Tuple([made[0], cast(emit, mean, "float32"), cast(emit, inverse, "float32")])
+
+
 def _eye_like(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
     """Ones on a diagonal, of the type that is asked for."""
     x = inputs[0]
@@ -62,6 +83,7 @@ def _eye_like(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
 ALONG_AXES = {
     "CumProd": _cum_prod,
     "EyeLike": _eye_like,
+    "LayerNormalization": _layer_normalization,
     "LpNormalization": _lp_normalization,
 }
 """Converters."""

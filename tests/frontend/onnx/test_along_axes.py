@@ -50,6 +50,20 @@ def test_norms(models, dtype):
         np.testing.assert_allclose(result, expected, rtol=close, atol=close)
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+def test_means_and_deviations_of_layers(models, axis):
+    node = NODE("LayerNormalization", ["x", "s"], ["y", "mean", "inverse"], axis=axis)
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    scale = np.linspace(1, 2, 12, dtype=np.float32).reshape(3, 4)
+    scale = scale if axis == 1 else scale[0]
+    outputs = {name: [None] * 3 for name in node.output}
+    model = models.make([node], {"x": ["b", 3, 4]}, outputs, {"s": scale})
+    results = evaluate(import_model(prepare(model)), [x])
+    for result, value in zip(results, models.expected(model, x=x), strict=True):
+        assert (result.dtype, result.shape) == (value.dtype, value.shape)
+        np.testing.assert_allclose(result, value, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("rows", [3, "n"])
 def test_diagonals_of_another_type(models, rows):
     nodes = [
