@@ -64,12 +64,14 @@ def prepare(model: ModelProto, folder: Path | None = None) -> OnnxModel:
         Where its external data lies.
     """
     from tbn_tvm.frontend.onnx.checking import check_graph
+    from tbn_tvm.frontend.onnx.contributed import read_contributed
     from tbn_tvm.frontend.onnx.folding import fold_constants
     from tbn_tvm.frontend.onnx.reading import read_graph
     from tbn_tvm.frontend.onnx.tiled_calls import read_tiled_calls
 
     graph, initialisers = read_graph(model, folder)
     read_tiled_calls(graph)
+    read_contributed(graph)
     check_graph(graph)
     fold_constants(graph)
     return OnnxModel(graph.without_dead_code(), initialisers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnx import ValueInfoProto, checker, shape_inference
+from onnx import NodeProto, ValueInfoProto, checker, shape_inference
 
 from tbn_tvm.errors import FormatError
 from tbn_tvm.frontend.onnx.graph import Graph, tensor_type
@@ -35,6 +35,26 @@ def check_graph(graph: Graph) -> dict[str, ValueInfoProto]:
         raise FormatError(_shortened(error)) from None
     values = (*inferred.graph.input, *inferred.graph.output, *inferred.graph.value_info)
     return {value.name: value for value in values if tensor_type(value) is not None}
+
+
+def infer_ranks(graph: Graph, nodes: list[NodeProto]) -> dict[str, int]:
+    """How many axes values have that some nodes of a graph make; none where these are malformed,
+    which later checks say better."""
+    model = replace(graph, nodes=nodes, outputs=[]).to_model()
+    try:
+        checker.check_model(model)
+        inferred = shape_inference.infer_shapes(model, check_type=True)
+    except Exception:  # two libraries' own exceptions, and C++'s
+        return {}
+    types = {
+        value.name: tensor_type(value)
+        for value in (*inferred.graph.input, *inferred.graph.value_info)
+    }
+    return {
+        name: len(held.shape.dim)
+        for name, held in types.items()
+        if held is not None and held.HasField("shape")
+    }
 
 
 def check_free_axes(graph: Graph) -> None:

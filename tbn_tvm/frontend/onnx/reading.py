@@ -13,6 +13,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, ValueInfoProto, helper
 
 from tbn_tvm.errors import FormatError
 from tbn_tvm.export.functions import CONV, DOMAIN, LINEAR, VERSION
+from tbn_tvm.frontend.onnx import contributed
 from tbn_tvm.frontend.onnx.branches import check_nodes, hoist_constants, nodes_inside
 from tbn_tvm.frontend.onnx.functions import inline_functions
 from tbn_tvm.frontend.onnx.graph import (
@@ -226,17 +227,27 @@ def _check_domains(nodes: Iterable[NodeProto]) -> None:
     foreign = {}
     nodes = list(nodes)
     outer = {id(node) for node in nodes}
+    known = {DOMAIN: (LINEAR, CONV), contributed.DOMAIN: contributed.CONTRIBUTED}
     for node in nodes_inside(nodes):
-        ours = node.domain == DOMAIN and node.op_type in (LINEAR, CONV)
+        ours = node.op_type in known.get(node.domain, ())
         if ours and id(node) not in outer:
-            raise FormatError(f"{describe(node)}: a tiled layer in a branch is not supported")
+            what = "a tiled layer" if node.domain == DOMAIN else "it"
+            raise FormatError(f"{describe(node)}: {what} in a branch is not supported")
         if node.domain not in STANDARD and not ours:
             foreign.setdefault(f"{node.domain}::{node.op_type}", describe(node))
     if foreign:
         raise FormatError(
             f"unknown operators {', '.join(sorted(foreign))} (first: {next(iter(foreign.values()))}"
             "): expected ONNX's own, or functions that the model defines"
+            f"{_ADVICE if any(name.startswith(contributed.DOMAIN) for name in foreign) else ''}"
         )
+
+
+_ADVICE = (
+    f"; of {contributed.DOMAIN} {', '.join(sorted(contributed.CONTRIBUTED))} are known. Compile "
+    "the model as it was before ONNX Runtime optimised or quantised it, or let that write "
+    "QuantizeLinear and DequantizeLinear (quant_format=QuantFormat.QDQ)"
+)
 
 
 def _read_constant_nodes(graph: Graph, reader: TensorReader) -> None:
