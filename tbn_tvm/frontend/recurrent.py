@@ -399,7 +399,8 @@ class _Run:
         if clip is None:
             return value
         low, high = (tir.const(bound, self._dtype) for bound in (-clip, clip))
-        return tir.max(tir.min(value, high), low)
+        # No number stays none.
+        return tir.if_then_else(value > high, high, tir.if_then_else(value < low, low, value))
 
     def _compute(self, state, name: str, expression):
         return te.compute(state.shape, expression, name=name)

@@ -149,26 +149,6 @@ def _attention() -> bytes:
     return _model(text, {name: np.asarray(a) for name, a in arrays.items()})
 
 
-def _recurrent() -> bytes:
-    text = """
-    g (float[3, n, 4] x, int32[n] lengths) => (float[n, 2] y, float[1, n, 4] c) {
-        a, h = GRU <hidden_size = 4, direction = "bidirectional", linear_before_reset = 1>
-            (x, gw, gr, gb, lengths)
-        b = Transpose <perm = [0, 2, 1, 3]> (a)
-        d = Reshape (b, shape)
-        e, f, c = LSTM <hidden_size = 4, clip = 2.0, activations = ["Sigmoid", "Relu", "Tanh"]>
-            (d, lw, lr, "", "", h0, "", p)
-        k = Squeeze (f, axes)
-        y = Gemm <transB = 1> (k, fc)
-    }"""
-    ramp = np.linspace(-0.6, 0.7, 128, dtype=np.float32)
-    arrays = {"gw": ramp[:96].reshape(2, 12, 4), "gr": ramp[-96:].reshape(2, 12, 4)}
-    arrays |= {"gb": ramp[:48].reshape(2, 24), "lw": ramp.reshape(1, 16, 8), "p": ramp[None, :12]}
-    arrays |= {"lr": _tiled((16, 4), 4).expand()[None], "fc": ramp[:8].reshape(2, 4)}
-    arrays |= {"shape": np.array([3, -1, 8]), "axes": np.array([0])}
-    return _model(text.replace('"", "", h0', '"", "", ""'), arrays)
-
-
 def _folded() -> bytes:
     text = """
     g (float[2, 8] x, int64[2] i) => (float[2, 4] y, float[2, 2] z) {
@@ -213,5 +193,4 @@ _ONNX = {
     "convolutions": _convolutions,
     "attention": _attention,
     "folded": _folded,
-    "recurrent": _recurrent,
 }

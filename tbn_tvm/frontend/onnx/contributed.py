@@ -11,6 +11,8 @@ from onnx import NodeProto, helper
 from tbn_tvm.errors import FormatError
 from tbn_tvm.frontend.onnx.checking import infer_ranks
 from tbn_tvm.frontend.onnx.graph import Constant, Graph, describe
+from tbn_tvm.frontend.onnx.limits import FOLD_FACTOR, SPARE_BYTES
+from tbn_tvm.frontend.onnx.packed_bits import unpacked_weight
 
 DOMAIN = "com.microsoft"
 """ONNX Runtime's own operators."""
@@ -47,6 +49,9 @@ class _Writer:
         self._names = _fresh_names(graph)
         self._ranks: dict[str, int] = {}
         self._inferences = 0
+        self._weights: dict[tuple, str] = {}
+        stored = sum(c.array.nbytes for c in graph.constants.values() if c.array is not None)
+        self._budget = SPARE_BYTES + FOLD_FACTOR * stored
 
     def add(self, kind: str, inputs: list[str], output: str = "", **attrs) -> str:
         """A standard node; its output's name."""
@@ -58,6 +63,24 @@ class _Writer:
         name = next(self._names)
         self.graph.constants[name] = Constant(np.asarray(value))
         return name
+
+    def array(self, name: str) -> np.ndarray | None:
+        held = self.graph.constants.get(name)
+        return None if held is None else held.array
+
+    def weight(self, key: tuple, make: Callable[[], np.ndarray]) -> str | None:
+        """A constant made from others, of which the first names are sources, once for each key;
+        None where all of them would be too large."""
+        if key not in self._weights:
+            if self._budget < 0:
+                return None
+            made = np.ascontiguousarray(make())
+            self._budget -= made.nbytes
+            name = next(self._names)
+            sources = [s for part in key[:3] if part for s in self.graph.constants[part].sources]
+            self.graph.constants[name] = Constant(made, tuple(dict.fromkeys(sources)))
+            self._weights[key] = name
+        return self._weights[key]
 
     def rank(self, name: str) -> int | None:
         """How many axes a value has, where what is before it tells."""
@@ -257,6 +280,32 @@ def _skip_layer_normalization(node: _Reader, writer: _Writer) -> None:
     writer.add("LayerNormalization", inputs, node.output(), axis=-1, epsilon=epsilon)
 
 
+def _matmul_n_bits(node: _Reader, writer: _Writer) -> None:
+    """A product with a weight of a few bits, which becomes a constant of numbers."""
+    node.only_outputs(0)
+    x, packed, scales, zeros, order, bias = node.inputs(3, 6)
+    if order or node.attr("weight_prepacked", 0):
+        raise node.refusal("g_idx and weight_prepacked are not supported: leave them out")
+    # How exact ONNX Runtime is at least; this is exact.
+    node.attr("accuracy_level", 0)
+    held = [writer.array(name) if name else None for name in (packed, scales, zeros)]
+    for name, array in zip((packed, scales, zeros), held, strict=True):
+        if name and array is None:
+            raise node.refusal(f"{name!r} is no constant: B, scales and zero_points must be")
+    bits, block = node.attr("bits", 4), node.attr("block_size", 0)
+    shape = (node.attr("N", 0), node.attr("K", 0))
+    weight = writer.weight(
+        (packed, scales, zeros, bits, block, shape),
+        lambda: unpacked_weight(*held, bits, block, shape).T,
+    )
+    if weight is None:
+        raise node.refusal("the model's weights in numbers take more memory than it justifies")
+    if not bias:
+        writer.add("MatMul", [x, weight], node.output())
+        return
+    writer.add("Add", [writer.add("MatMul", [x, weight]), bias], node.output())
+
+
 # -- quantised ------------------------------------------------------------------------------
 
 
@@ -314,6 +363,7 @@ CONTRIBUTED: dict[str, Callable[[_Reader, _Writer], None]] = {
     "FusedGemm": _fused_gemm,
     "FusedMatMul": _fused_matmul,
     "Gelu": _gelu,
+    "MatMulNBits": _matmul_n_bits,
     "QGemm": _qgemm,
     "QLinearAdd": _quantised_by("Add", 2),
     "QLinearGlobalAveragePool": _quantised_by("GlobalAveragePool", 1),

@@ -29,7 +29,8 @@ def _elu(x, alpha):
 
 
 def _hard_sigmoid(x, alpha, beta):
-    return tir.max(tir.min(_affine(x, alpha, beta), _number(1, x)), _number(0, x))
+    value, low, high = _affine(x, alpha, beta), _number(0, x), _number(1, x)
+    return tir.if_then_else(value > high, high, tir.if_then_else(value < low, low, value))
 
 
 def _leaky_relu(x, alpha):

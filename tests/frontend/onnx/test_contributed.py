@@ -9,6 +9,7 @@ from onnx import helper
 from tbn_tvm.errors import FormatError
 from tbn_tvm.evaluate import evaluate
 from tbn_tvm.frontend.onnx import prepare
+from tbn_tvm.frontend.onnx.report import report_initialisers
 from tbn_tvm.importing import import_model
 
 DOMAIN = "com.microsoft"
@@ -145,6 +146,48 @@ def test_quantised_numbers(models):
     agrees(models, nodes, {"x": shape, "w": shape}, outputs, arrays, step=1, x=x, w=w)
 
 
+@pytest.mark.parametrize(("bits", "zeros"), [(4, None), (4, "B"), (8, "B"), (4, "f"), (2, None)])
+def test_products_with_weights_of_a_few_bits(models, bits, zeros):
+    """The last block is filled up."""
+    rng = np.random.default_rng(0)
+    rows, columns, block, count = 6, 72, 32, 3
+    arrays = {
+        "b": rng.integers(0, 256, (rows, count, block * bits // 8), "B"),
+        "s": rng.uniform(0.01, 0.1, (rows, count)).astype("f"),
+        "c": rng.standard_normal(rows).astype("f"),
+    }
+    if zeros == "B":
+        arrays["z"] = rng.integers(0, 256, (rows, -(-count * bits // 8)), "B")
+    if zeros == "f":
+        arrays["z"] = rng.uniform(0, 15, (rows, count)).astype("f")
+    attrs = {"K": columns, "N": rows, "bits": bits, "block_size": block}
+    nodes = [
+        NODE("MatMulNBits", ["x", "b", "s", "z" if zeros else ""], ["y"], **attrs),
+        NODE("MatMulNBits", ["x", "b", "s", "z" if zeros else "", "", "c"], ["w"], **attrs),
+    ]
+    x = rng.standard_normal((2, 3, columns)).astype("f")
+    outputs = {"y": ["n", 3, rows], "w": ["n", 3, rows]}
+    agrees(models, nodes, {"x": ["n", 3, columns]}, outputs, arrays, x=x)
+
+
+def test_a_tiled_weight_is_found_in_a_few_bits(models):
+    signs = np.sign(models.tiled_weight((16, 32), p=4).expand())
+    held = (signs + 8).astype("B")
+    arrays = {
+        "b": (held[:, 0::2] | held[:, 1::2] << 4).reshape(16, 1, 16),
+        "s": np.repeat(np.linspace(0.5, 2, 4, dtype="f"), 4)[:, None],
+    }
+    node = NODE("MatMulNBits", ["x", "b", "s"], ["y"], K=32, N=16, bits=4, block_size=32)
+    shapes = {"x": ["n", 32]}, {"y": ["n", 16]}
+    model = models.make([node], *shapes, arrays, imports=[(DOMAIN, 1)])
+    prepared = prepare(model)
+    rows = {r.name: r for r in report_initialisers(prepared.graph, prepared.initialisers)}
+    assert rows["b"].tiled and rows["b"].p == 4
+    x = np.random.default_rng(0).standard_normal((2, 32)).astype("f")
+    (result,) = evaluate(import_model(prepared), [x])
+    np.testing.assert_allclose(result, x @ (signs * arrays["s"]).T, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("node", "message"),
     [
@@ -153,6 +196,7 @@ def test_quantised_numbers(models):
         (NODE("Gelu", ["x", "x"], ["y"]), "2 inputs: expected 1 to 1"),
         (NODE("QuickGelu", ["x"], ["y"], alpha="one"), "attribute is malformed"),
         (NODE("FusedConv", ["x", "x"], ["y"], activation="Sin"), "activation 'Sin' is not"),
+        (NODE("MatMulNBits", ["x", "x", "x"], ["y"], K=4, N=4, bits=4), "'x' is no constant"),
         (NODE("SkipLayerNormalization", ["x", "x", "x"], ["y", "m"]), "output 1 .'m'. is not"),
     ],
 )
