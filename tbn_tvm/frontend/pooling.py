@@ -25,11 +25,7 @@ def adaptive_max_pool(node: fx.Node, importer) -> relax.Var:
         Where the indices are used as well, a pooled axis is of free size, or there are no windows.
     """
     name = node.target.__name__.split(".")[0]
-    if any(u.target is operator.getitem and u.args[1] == 1 and u.users for u in node.users):
-        raise FormatError(
-            f"{name}: its indices are used, which cannot be compiled: call it with "
-            "return_indices=False"
-        )
+    _refuse_indices(node)
     x, windows = importer.retrieve_args(node)[:2]
     sizes = list(x.ty.shape.values)[-len(windows) :]
     if not all(isinstance(size, tir.IntImm) for size in sizes):
@@ -38,6 +34,32 @@ def adaptive_max_pool(node: fx.Node, importer) -> relax.Var:
         raise FormatError(f"{name} to {list(windows)} windows: expected at least one along an axis")
     pooled = _pooled(x, [int(size) for size in sizes], list(windows), importer)
     return importer.block_builder.emit(relax.Tuple([pooled]))
+
+
+def max_pool(node: fx.Node, importer) -> relax.Var:
+    """``max_pool2d`` and ``3d``; TVM's converter takes no empty list for strides of the kernel's
+    size, and makes zeros of indices.
+
+    Raises
+    ------
+    FormatError
+        Where the indices are used as well.
+    """
+    _refuse_indices(node)
+    if len(node.args) > 2 and node.args[2] == []:
+        node.update_arg(2, node.args[1])
+    two = node.target.__name__.startswith("max_pool2d")
+    convert = importer._max_pool2d_with_indices if two else importer._max_pool3d_with_indices
+    return convert(node)
+
+
+def _refuse_indices(node: fx.Node) -> None:
+    if any(u.target is operator.getitem and u.args[1] == 1 and u.users for u in node.users):
+        name = node.target.__name__.split(".")[0].removesuffix("_with_indices")
+        raise FormatError(
+            f"{name}: its indices are used, which cannot be compiled: call it with "
+            "return_indices=False"
+        )
 
 
 def _pooled(x: relax.Expr, sizes: list[int], windows: list[int], importer) -> relax.Expr:

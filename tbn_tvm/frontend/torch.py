@@ -12,6 +12,9 @@ from tvm.relax.frontend.torch import from_exported_program as import_exported_pr
 
 import tbn_tvm.nn.ops  # noqa: F401  (registers the operators a saved program refers to)
 from tbn_tvm import op
+from tbn_tvm.errors import FormatError
+from tbn_tvm.frontend.antialiasing import ANTIALIASED
+from tbn_tvm.frontend.element_wise import ELEMENT_WISE
 from tbn_tvm.frontend.grid_sample import METHODS, PADDINGS, grid_sample
 from tbn_tvm.frontend.group_norm import (
     group_norm,
@@ -19,7 +22,9 @@ from tbn_tvm.frontend.group_norm import (
     layer_norm,
     standardised_by,
 )
-from tbn_tvm.frontend.pooling import adaptive_max_pool
+from tbn_tvm.frontend.indexing import INDEXING
+from tbn_tvm.frontend.pooling import adaptive_max_pool, max_pool
+from tbn_tvm.frontend.promotion import promote_types
 from tbn_tvm.frontend.torch_recurrent import OPERATORS, RECURRENT
 from tbn_tvm.frontend.torch_scans import SCANS
 from tbn_tvm.frontend.torch_scatter import SCATTERS
@@ -55,12 +60,15 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "conv2d.default": _float_conv,
             "convolution.default": _float_conv,
             "elu.default": _elu,
+            "empty.memory_format": _empty,
             "grid_sampler_2d.default": _grid_sampler,
             "grid_sampler_3d.default": _grid_sampler,
             "instance_norm.default": _instance_norm,
             "layer_norm.default": _layer_norm,
             "linear.default": _float_linear,
             "matmul.default": _product,
+            "max_pool2d_with_indices.default": max_pool,
+            "max_pool3d_with_indices.default": max_pool,
             "max.dim": _extreme_and_index(relax.op.max, relax.op.argmax),
             "min.dim": _extreme_and_index(relax.op.min, relax.op.argmin),
             "mm.default": _product,
@@ -70,6 +78,11 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "tbn_tiled_linear.default": _linear,
             "tbn_tiled_conv1d.default": _conv1d,
             "tbn_tiled_conv2d.default": _conv2d,
+            "view.default": _reshape,
+            **dict.fromkeys(_RANDOM, _refuse_random),
+            **ANTIALIASED,
+            **ELEMENT_WISE,
+            **INDEXING,
             **RECURRENT,
             **SCANS,
             **SCATTERS,
@@ -87,7 +100,26 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
     table.pop(torch.ops.aten.instance_norm.default, None)
     for operator in OPERATORS:
         table.pop(operator, None)
-    return program.run_decompositions(table)
+    return promote_types(program.run_decompositions(table))
+
+
+_RANDOM = (
+    "bernoulli.default",
+    "bernoulli.p",
+    "native_dropout.default",
+    "rand.default",
+    "rand_like.default",
+    "randn.default",
+    "randn_like.default",
+)
+"""Of which TVM's importer draws some once, and takes others for nothing."""
+
+
+def _refuse_random(node: fx.Node, _importer) -> relax.Var:
+    raise FormatError(
+        f"the model draws random numbers ({node.target.__name__.split('.')[0]}): export it in eval "
+        "mode, and make noise an input"
+    )
 
 
 _HALVES = ("float16", "bfloat16")
@@ -151,6 +183,19 @@ def _in_float32(convert, node: fx.Node, importer, positions: list[int]) -> relax
     finally:
         importer.env.update(before)
     return emit(relax.op.astype(result, dtype))
+
+
+def _reshape(node: fx.Node, importer) -> relax.Var:
+    """TVM's converter compares free sizes in a way that fails where they are computed."""
+    x, shape = importer.retrieve_args(node)[:2]
+    return importer.block_builder.emit(relax.op.reshape(x, shape))
+
+
+def _empty(node: fx.Node, importer) -> relax.Var:
+    """Zeros; TVM's converter takes no free sizes."""
+    shape = importer.retrieve_args(node)[0]
+    dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+    return importer.block_builder.emit(relax.op.zeros(shape, dtype))
 
 
 def _select(node: fx.Node, importer) -> relax.Var:

@@ -6,6 +6,8 @@ import torch
 import tvm
 from tvm import relax
 
+import tbn_tvm
+from tbn_tvm.errors import TbnError
 from tbn_tvm.frontend.torch import from_exported_program
 from tbn_tvm.nn import TiledConv1d, TiledConv2d, TiledLinear, freeze
 
@@ -146,6 +148,51 @@ def test_norms_keep_a_deviation_much_below_the_mean(norm, dtype, mean, tolerance
     y = torch.from_dlpack(machine["main"](tvm.runtime.from_dlpack(x))[0])
     assert y.dtype == dtype
     torch.testing.assert_close(y.double(), norm(x.double(), w, b), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(torch.nn.functional.instance_norm, id="instance norm without statistics"),
+        pytest.param(
+            lambda x: torch.nn.functional.pad(x, (1, 2, 3, 0), mode="circular"), id="around"
+        ),
+        pytest.param(lambda x: torch.nn.functional.max_pool2d(x, 2, dilation=2), id="dilation"),
+        pytest.param(
+            lambda x: torch.nn.functional.interpolate(x.flatten(2), size=30, mode="linear"),
+            id="resized rows",
+        ),
+    ],
+)
+def test_any_batch(function):
+    x, batch = torch.randn(2, 4, 6, 6), torch.export.Dim("batch")
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    program = torch.export.export(Model(), (x,), dynamic_shapes=({0: batch},))
+    x = torch.randn(3, 4, 6, 6)
+    np.testing.assert_allclose(
+        tbn_tvm.compile(program).run(x.numpy()), function(x), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        pytest.param(lambda x: x + torch.randn_like(x), id="noise"),
+        pytest.param(lambda x: torch.nn.functional.dropout(x, 0.5, True), id="dropout"),
+        pytest.param(lambda x: x * torch.rand(6), id="uniform"),
+    ],
+)
+def test_random_numbers_are_refused(function):
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    with pytest.raises(TbnError, match="draws random numbers"):
+        tbn_tvm.compile(torch.export.export(Model(), (torch.zeros(2, 6),)))
 
 
 def test_groups_of_any_batch_are_normalised():
