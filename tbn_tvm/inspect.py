@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -22,7 +22,7 @@ _FLOAT_PRODUCTS = ("relax.matmul", "relax.nn.conv1d", "relax.nn.conv2d")
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """One layer that multiplies by weights.
+    """Weights of one layer, and the products with them.
 
     Attributes
     ----------
@@ -46,6 +46,10 @@ class LayerInfo:
         Multiply-adds of the dense product and of the unique rows, for one sample.
     scaling : int
         Multiplications by alpha that write the outputs, for one sample.
+    products : tuple of int
+        Which of the model's products, in the order of execution, are with these weights: several
+        where a layer is called more than once, or for each step of a recurrent one. Arithmetic is
+        that of all of them.
     """
 
     name: str
@@ -62,21 +66,26 @@ class LayerInfo:
     macs_dense: int
     macs: int
     scaling: int
+    products: tuple[int, ...] = ()
 
     @classmethod
     def from_dict(cls, fields: dict) -> LayerInfo:
         """The inverse of :meth:`to_dict`."""
-        return cls(**{**fields, "shape": tuple(fields["shape"])})
+        products = tuple(fields.get("products", ()))
+        return cls(**{**fields, "shape": tuple(fields["shape"]), "products": products})
 
     def to_dict(self) -> dict:
         """For JSON."""
-        return {**asdict(self), "shape": list(self.shape)}
+        return {**asdict(self), "shape": list(self.shape), "products": list(self.products)}
 
 
 def describe_layers(
-    mod: tvm.IRModule, weights: Mapping[str, np.ndarray] | None = None
+    mod: tvm.IRModule,
+    weights: Mapping[str, np.ndarray] | None = None,
+    *,
+    like: Sequence[LayerInfo] = (),
 ) -> list[LayerInfo]:
-    """A row for each product with constant weights in ``main``, in the order of execution.
+    """A row for all products in ``main`` with the same constant weights, in order of the first.
 
     Parameters
     ----------
@@ -84,22 +93,40 @@ def describe_layers(
         After the recognising passes and before batch norm is folded.
     weights : mapping of str to numpy.ndarray, optional
         The source model's arrays by qualified name, from which layers take their names.
+    like : sequence of LayerInfo, optional
+        Rows of the same products with other weights, from which they take names and which of them
+        share their weights.
 
     Raises
     ------
     FormatError
         Where a tiled layer's parts are not a valid tiled tensor: non-finite alphas, say.
     """
-    names = _Names(weights or {})
-    rows = []
+    names = _Names(weights or {}, like)
+    rows: dict[tuple, LayerInfo] = {}
     values: dict[relax.Var, relax.Expr] = {}
     for block in mod["main"].body.blocks:
         for binding in block.bindings:
             values[binding.var] = binding.value
             row = _row(binding.value, binding.var, values, names)
             if row is not None:
-                rows.append(row)
-    return rows
+                # One array may be the weights of a product and those of a convolution.
+                key = (names.source, row.kind, row.shape)
+                rows[key] = _with_product(rows.get(key), row, names.products - 1)
+    return list(rows.values())
+
+
+def _with_product(known: LayerInfo | None, row: LayerInfo, number: int) -> LayerInfo:
+    """A row with one more product: its own first one where none is known."""
+    if known is None:
+        return replace(row, products=(number,))
+    return replace(
+        known,
+        macs_dense=known.macs_dense + row.macs_dense,
+        macs=known.macs + row.macs,
+        scaling=known.scaling + row.scaling,
+        products=(*known.products, number),
+    )
 
 
 def tiled_tensor(call: relax.Call) -> TiledTensor | None:
@@ -161,26 +188,54 @@ def totals(rows: list[LayerInfo]) -> dict:
 
 
 class _Names:
-    """Names of layers, found by content: the graph carries values, not names."""
+    """Names of layers, found by content: the graph carries values, not names.
 
-    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
-        self._weights = dict(weights)
+    Attributes
+    ----------
+    products : int
+        Products that were asked about.
+    source : hashable
+        What stands for the weights of the last of them: the same for the same weights.
+    """
+
+    def __init__(self, weights: Mapping[str, np.ndarray], like: Sequence[LayerInfo]) -> None:
+        self._left = dict(weights)
+        self._known: dict[object, tuple[str, np.ndarray]] = {}
+        self._like = {
+            number: (at, row.name) for at, row in enumerate(like) for number in row.products
+        }
         self._counts: dict[str, int] = {}
+        self.products = 0
+        self.source: object = None
 
     def of(self, kind: str, *candidates: np.ndarray) -> str:
-        for name, value in self._weights.items():
-            for candidate in candidates:
-                if (
-                    value.dtype == candidate.dtype
-                    and value.shape == candidate.shape
-                    and np.array_equal(value, candidate)
-                ):
-                    # Each array names one layer: equal ones are taken in the model's order.
-                    del self._weights[name]
-                    return name.rpartition(".")[0] or name
-        number = self._counts.get(kind, 0)
-        self._counts[kind] = number + 1
-        return f"{kind}_{number}"
+        """The name of the layer whose weights are, in one of several forms, these."""
+        number, self.products = self.products, self.products + 1
+        if number in self._like:
+            self.source, name = self._like[number]
+            return name
+        for source, value in self._left.items():
+            if any(_same(value, candidate) for candidate in candidates):
+                # Equal arrays are taken in the model's order.
+                name = source.rpartition(".")[0] or source
+                return self._take(self._left, source, name, value)
+        for source, (name, value) in self._known.items():
+            if any(_same(value, candidate) for candidate in candidates):
+                self.source = source
+                return name
+        numbered = self._counts.get(kind, 0)
+        self._counts[kind] = numbered + 1
+        return self._take({}, (kind, numbered), f"{kind}_{numbered}", candidates[0])
+
+    def _take(self, left: dict, source, name: str, value: np.ndarray) -> str:
+        left.pop(source, None)
+        self._known[source] = (name, value)
+        self.source = source
+        return name
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
 
 
 def _row(value, var, values, names: _Names) -> LayerInfo | None:

@@ -55,6 +55,37 @@ def test_a_float_layer_is_described_as_it_is(layers):
     assert row.macs == row.macs_dense == 2560
 
 
+def test_a_layer_that_is_called_again_is_one_row_and_does_more_arithmetic():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tiled, self.plain = TiledLinear(8, 8, p=4), torch.nn.Linear(8, 8)
+            self.steps = torch.nn.LSTM(8, 8, bidirectional=True)
+
+        def forward(self, x):
+            return self.steps(self.plain(self.plain(self.tiled(self.tiled(x)))))[0]
+
+    program = torch.export.export(freeze(Twice()), (torch.zeros(5, 8),))
+    tiled, plain, *steps = import_model(program).layers
+    assert (tiled.name, plain.name) == ("tiled", "plain")
+    assert (tiled.products, plain.products) == ((0, 1), (2, 3))
+    assert (tiled.nbytes, tiled.macs_dense, tiled.macs) == (2 + 4 * 4, 2 * 5 * 64, 2 * 5 * 16)
+    assert (plain.nbytes, plain.macs) == (4 * 64, 2 * 5 * 64)
+    # Of each direction: one product with the input's weights, and one a step with the state's, but
+    # for the first, whose state is zero.
+    assert {row.name for row in steps} == {"steps"}
+    assert [len(row.products) for row in steps] == [1, 4, 1, 4]
+    assert [row.macs for row in steps] == [5 * 32 * 8, 4 * 32 * 8] * 2
+
+
+def test_layers_with_equal_weights_stay_apart():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    for layer in net:
+        torch.nn.init.zeros_(layer.weight)
+    rows = import_model(torch.export.export(net, (torch.zeros(1, 4),))).layers
+    assert [(row.name, row.products) for row in rows] == [("0", (0,)), ("1", (1,))]
+
+
 def test_totals_are_over_all_weights(layers):
     sums = totals(layers)
     assert sums["weights"] == 216 + 2560 + 120

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from tbn_tvm.cli.initialisers import add_report_flag, print_report, report_of
 from tbn_tvm.cli.output import add_json_flag, print_json, print_table
 from tbn_tvm.errors import UsageError
+
+if TYPE_CHECKING:
+    from tbn_tvm.inspect import LayerInfo
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
@@ -76,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rows = [
         (
-            row.name,
+            _shown_name(row),
             "x".join(map(str, row.shape)),
             row.p or "-",
             row.q or "-",
@@ -136,6 +140,11 @@ def _title(name: str, sums: dict) -> str:
         f"{name}: {sums['weights']:,} weights, {sums['mbit']:.3f} Mbit, "
         f"{sums['bits_per_weight']:.3f} bits a weight"
     )
+
+
+def _shown_name(row: LayerInfo) -> str:
+    times = len(row.products)
+    return f"{row.name} ({times} times)" if times > 1 else row.name
 
 
 def _total_rows(sums: dict, plotted: str | None) -> list[tuple]:

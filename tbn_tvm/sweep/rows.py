@@ -139,10 +139,9 @@ def _impossible(model: Imported, p: int, min_size: int) -> str:
 def _variant(model: Imported, p: int | None, min_size: int, alpha: str) -> Imported:
     mod = RetileWeights(p, min_size, alpha)(model.mod)
     mod = tvm.transform.Sequential([tvm.relax.transform.CanonicalizeBindings()])(mod)
-    layers = describe_layers(mod)
-    # Layers are found by content, which has changed; their order has not.
-    named = [replace(new, name=old.name) for new, old in zip(layers, model.layers, strict=True)]
-    return replace(model, mod=mod, layers=named, program=None)
+    # Layers are found by content, which has changed; the order of their products has not.
+    layers = describe_layers(mod, like=model.layers)
+    return replace(model, mod=mod, layers=layers, program=None)
 
 
 def _described(p: int | None, variant: Imported) -> Row:
