@@ -148,7 +148,7 @@ def _evaluate(
                 [ValueInfoProto(name=name) for name in dict.fromkeys(node.input) if name],
                 [ValueInfoProto(name=name) for name in node.output if name],
             ),
-            opset_imports=[helper.make_opsetid("", opset)],
+            opset_imports=[helper.make_opsetid("", _evaluated_as(node, opset))],
         )
     )
     feeds = {name: array for name, array in zip(node.input, arrays, strict=True) if name}
@@ -159,6 +159,11 @@ def _evaluate(
         return None
     results = [np.asarray(next(made), order="C") if name else None for name in node.output]
     return None if any(r is not None and r.dtype == object for r in results) else results
+
+
+def _evaluated_as(node: NodeProto, opset: int) -> int:
+    """The evaluator has DequantizeLinear from 19 on, which only adds types to that of 13."""
+    return max(opset, 19) if node.op_type == "DequantizeLinear" else opset
 
 
 # -- bounds ---------------------------------------------------------------------------------

@@ -236,6 +236,25 @@ def test_a_tiled_weight_is_found_behind_its_dequantisation(models, kind):
     np.testing.assert_allclose(result, x @ (signs * scale).T, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("opset", [17, 18, 19])
+def test_a_tiled_weight_is_found_as_quantisers_write_it(models, opset):
+    """One scale and zero point for all of it, in the opsets before that of newer types."""
+    signs = np.sign(models.tiled_weight((16, 32), p=4).expand())
+    levels = np.repeat([127, 12, 45, 1], 4)[:, None]
+    scale = np.float32(0.02)
+    arrays = {"w": (signs * levels).astype("int8"), "s": scale, "z": np.int8(0)}
+    nodes = [
+        NODE("DequantizeLinear", ["w", "s", "z"], ["d"]),
+        NODE("Gemm", ["x", "d"], ["y"], transB=1),
+    ]
+    model = models.make(nodes, {"x": ["n", 32]}, {"y": ["n", 16]}, arrays, opset=opset)
+    imported = import_model(prepare(model))
+    assert imported.layers[0].p == 4
+    x = np.random.default_rng(0).standard_normal((2, 32)).astype("f")
+    (result,) = evaluate(imported, [x])
+    np.testing.assert_allclose(result, x @ (signs * levels * scale).T, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.emulator
 def test_boards_give_the_same_integers(models, tmp_path):
     rng = np.random.default_rng(0)
