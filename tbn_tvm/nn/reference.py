@@ -147,13 +147,14 @@ def _check(
 ) -> None:
     """Everything that does not fit, in one message, in the checkpoint's terms."""
     missing = [
-        name.replace(".magnitudes", ".weight")
+        _in_their_terms(name)
         for name in expected
         if name not in mapped and not name.endswith("num_batches_tracked")
     ]
     left_over = [name for name in mapped if name not in expected]
     shapes = [
-        f"{name} {tuple(value.shape)} (the model has {tuple(expected[name].shape)})"
+        f"{_in_their_terms(name)} {tuple(value.shape)} "
+        f"(the model has {tuple(expected[name].shape)})"
         for name, value in mapped.items()
         if name in expected and value.shape != expected[name].shape
     ]
@@ -174,6 +175,10 @@ def _check(
             f"the checkpoint does not fit the model; {'; '.join(told)}. Are the architecture, p "
             "and min_size those it was trained with?"
         )
+
+
+def _in_their_terms(name: str) -> str:
+    return name.replace(".magnitudes", ".weight")
 
 
 def _listed(names) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tbn_tvm.errors import TbnError
-from tbn_tvm.nn import freeze, load_reference_state_dict, tile_model
+from tbn_tvm.nn import TiledLinear, freeze, load_reference_state_dict, tile_model
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +177,10 @@ def test_what_is_no_state_dict_is_refused(state, message):
 def test_a_frozen_model_is_refused():
     with pytest.raises(TbnError, match="before freezing"):
         load_reference_state_dict(freeze(tiled_model()), checkpoint())
+
+
+def test_a_wrong_shape_is_told_by_the_checkpoint_s_name():
+    model = torch.nn.Sequential(TiledLinear(8, 8, p=4, bias=False))
+    given = {"0.weight": torch.zeros(4, 4), "0.scores": torch.zeros(8, 8)}
+    with pytest.raises(TbnError, match=r"of another shape: 0\.weight \(4, 4\)"):
+        load_reference_state_dict(model, given)
