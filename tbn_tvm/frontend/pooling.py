@@ -10,6 +10,7 @@ from tvm import relax
 from tvm import tirx as tir
 
 from tbn_tvm.errors import FormatError
+from tbn_tvm.frontend.extremes import extreme
 
 
 def adaptive_max_pool(node: fx.Node, importer) -> relax.Var:
@@ -76,5 +77,6 @@ def _pooled(x: relax.Expr, sizes: list[int], windows: list[int], importer) -> re
         places = np.minimum(first[:, None] + np.arange(width), last[:, None])
         taken = emit(relax.op.take(x, relax.const(places.reshape(-1), "int64"), axis))
         split = [*x.ty.shape.values[:axis], count, width, *x.ty.shape.values[axis + 1 :]]
-        x = emit(relax.op.max(emit(relax.op.reshape(taken, split)), axis + 1))
+        parts = emit(relax.op.reshape(taken, split))
+        x = extreme(importer.block_builder, parts, [axis + 1], keepdims=False, greatest=True)
     return x

@@ -15,6 +15,7 @@ from tbn_tvm import op
 from tbn_tvm.errors import FormatError
 from tbn_tvm.frontend.antialiasing import ANTIALIASED
 from tbn_tvm.frontend.element_wise import ELEMENT_WISE
+from tbn_tvm.frontend.extremes import extreme, place_of_extreme
 from tbn_tvm.frontend.grid_sample import METHODS, PADDINGS, grid_sample
 from tbn_tvm.frontend.group_norm import (
     group_norm,
@@ -53,8 +54,10 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "adaptive_max_pool2d.default": adaptive_max_pool,
             "adaptive_max_pool3d.default": adaptive_max_pool,
             "addmm.default": _addmm,
-            "amax.default": _extremes(relax.op.max),
-            "amin.default": _extremes(relax.op.min),
+            "amax.default": _extremes(greatest=True),
+            "amin.default": _extremes(greatest=False),
+            "argmax.default": _index_of_extreme(greatest=True),
+            "argmin.default": _index_of_extreme(greatest=False),
             "bmm.default": _product,
             "conv1d.default": _float_conv,
             "conv2d.default": _float_conv,
@@ -69,8 +72,10 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "matmul.default": _product,
             "max_pool2d_with_indices.default": max_pool,
             "max_pool3d_with_indices.default": max_pool,
-            "max.dim": _extreme_and_index(relax.op.max, relax.op.argmax),
-            "min.dim": _extreme_and_index(relax.op.min, relax.op.argmin),
+            "max.default": _extremes(greatest=True),
+            "max.dim": _extreme_and_index(greatest=True),
+            "min.default": _extremes(greatest=False),
+            "min.dim": _extreme_and_index(greatest=False),
             "mm.default": _product,
             "native_group_norm.default": _group_norm,
             "native_layer_norm.default": _layer_norm,
@@ -212,17 +217,28 @@ def _select(node: fx.Node, importer) -> relax.Var:
     )
 
 
-def _extremes(reduce):
+def _extremes(greatest: bool):
     """``amax`` and ``amin``: over some axes, over all where none is named."""
 
     def convert(node: fx.Node, importer) -> relax.Var:
         x, axes, keepdims = _reduction_arguments(node, importer)
-        return importer.block_builder.emit(reduce(x, axes or None, keepdims))
+        axes = [axes] if isinstance(axes, int) else axes or None
+        return extreme(importer.block_builder, x, axes, keepdims, greatest=greatest)
 
     return convert
 
 
-def _extreme_and_index(reduce, locate):
+def _index_of_extreme(greatest: bool):
+    """``argmax`` and ``argmin``: along an axis, or of all elements."""
+
+    def convert(node: fx.Node, importer) -> relax.Var:
+        x, axis, keepdims = _reduction_arguments(node, importer)
+        return place_of_extreme(importer.block_builder, x, axis, keepdims, greatest=greatest)
+
+    return convert
+
+
+def _extreme_and_index(greatest: bool):
     """``max`` and ``min`` along an axis, with the first index of each.
 
     TVM's converter sorts for it, which needs a run-time library and takes longer; of these two
@@ -231,8 +247,10 @@ def _extreme_and_index(reduce, locate):
 
     def convert(node: fx.Node, importer) -> relax.Var:
         x, axis, keepdims = _reduction_arguments(node, importer)
-        emit = importer.block_builder.emit
-        return emit(relax.Tuple([emit(reduce(x, axis, keepdims)), emit(locate(x, axis, keepdims))]))
+        bb = importer.block_builder
+        found = extreme(bb, x, [axis], keepdims, greatest=greatest)
+        place = place_of_extreme(bb, x, axis, keepdims, greatest=greatest)
+        return bb.emit(relax.Tuple([found, place]))
 
     return convert
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-from tvm import relax, te
+from tvm import relax
 from tvm import tirx as tir
 from tvm.relax.frontend.onnx import onnx_frontend
+
+from tbn_tvm.frontend.extremes import extreme
 
 _NO_PARAMETERS: tuple[dict, dict] = ({}, {})
 """What TVM's converters look names of constants up in; ours are constants already."""
@@ -50,9 +51,8 @@ def _mod(bb, inputs, attrs: dict, opset: int) -> relax.Expr:
     return relax.op.where(apart, relax.op.add(rest, y), rest)
 
 
-def _extreme(name: str, combine: Callable, start: float) -> Callable:
-    """A reduction that is of bool, too, which has no least or greatest number in TVM; and of floats
-    that are all infinite, which are beyond the number that TVM's own starts from."""
+def _extreme(name: str, greatest: bool) -> Callable:
+    """A reduction that is of bool, too, which has no least or greatest number in TVM."""
     theirs = getattr(onnx_frontend, name)
 
     def convert(bb, inputs, attrs: dict, opset: int) -> relax.Expr:
@@ -61,44 +61,38 @@ def _extreme(name: str, combine: Callable, start: float) -> Callable:
         if _dtype(x) == "bool":
             number = bb.normalize(relax.op.astype(x, "int8"))
             return relax.op.astype(reduce(bb, [number, *rest], attrs, _NO_PARAMETERS), "bool")
+        # TVM's converter reads the axes, which are an attribute or an input.
         result = bb.normalize(reduce(bb, inputs, attrs, _NO_PARAMETERS))
-        if "float" not in _dtype(x) or not isinstance(result, relax.Call):
+        if not isinstance(result, relax.Call):
             return result
-        rank = len(x.ty.shape.values)
-        named = result.attrs.axis
-        axes = range(rank) if named is None else {int(axis) % rank for axis in named}
-        keepdims = bool(result.attrs.keepdims)
-        return bb.emit_te(
-            lambda te_x: _reduced(te_x, sorted(axes), keepdims, combine, start),
-            x,
-            primfunc_name_hint=name,
-        )
+        return extreme(bb, x, result.attrs.axis, bool(result.attrs.keepdims), greatest=greatest)
 
     return convert
 
 
-def _reduced(x: te.Tensor, axes: list[int], keepdims: bool, combine: Callable, start: float):
-    reducer = te.comm_reducer(combine, lambda dtype: tir.const(start, dtype))
-    over = {axis: te.reduce_axis((0, x.shape[axis])) for axis in axes}
+def _place_of_extreme(name: str) -> Callable:
+    """Inside the axis where all are infinities, too, for which TVM's says -1, or from the end the
+    extent."""
+    theirs = getattr(onnx_frontend, name)
 
-    def output(*places):
-        places = iter(places)
-        at = []
-        for axis in range(len(x.shape)):
-            place = next(places) if keepdims or axis not in over else None
-            at.append(over.get(axis, place))
-        return reducer(x(*at), axis=list(over.values()))
+    def convert(bb, inputs, attrs: dict, opset: int) -> relax.Expr:
+        found = bb.normalize(theirs.get_converter(opset)(bb, inputs, attrs, _NO_PARAMETERS))
+        inside = bb.normalize(relax.op.maximum(found, relax.const(0, "int64")))
+        extent = inputs[0].ty.shape.values[attrs.get("axis", 0)]
+        if not isinstance(extent, tir.IntImm):
+            return inside
+        return relax.op.minimum(inside, relax.const(int(extent) - 1, "int64"))
 
-    extents = [1 if axis in over else extent for axis, extent in enumerate(x.shape)]
-    shape = extents if keepdims else [e for axis, e in enumerate(extents) if axis not in over]
-    return te.compute(shape, output, "extreme")
+    return convert
 
 
 ARITHMETIC = {
+    "ArgMax": _place_of_extreme("ArgMax"),
+    "ArgMin": _place_of_extreme("ArgMin"),
     "Equal": _equal,
     "IsInf": _is_inf,
     "Mod": _mod,
-    "ReduceMax": _extreme("ReduceMax", lambda a, b: tir.Max(a, b), -np.inf),
-    "ReduceMin": _extreme("ReduceMin", lambda a, b: tir.Min(a, b), np.inf),
+    "ReduceMax": _extreme("ReduceMax", greatest=True),
+    "ReduceMin": _extreme("ReduceMin", greatest=False),
 }
 """Converters."""

@@ -66,6 +66,21 @@ def test_remainders_of_floats(models, dtype):
     np.testing.assert_array_equal(of_x, np.fmod(x, y))
 
 
+def test_where_the_extremes_of_infinities_are(models):
+    last = {"first": {}, "last": {"select_last_index": 1}}
+    nodes = [
+        NODE(kind, ["x"], [f"{which} {kind}"], axis=1, keepdims=0, **options)
+        for kind in ("ArgMax", "ArgMin")
+        for which, options in last.items()
+    ]
+    outputs = {node.output[0]: ("INT64", [4]) for node in nodes}
+    model = models.make(nodes, {"x": ("FLOAT", [4, 3])}, outputs, opset=18)
+    infinity = np.inf
+    x = np.array([[-infinity] * 3, [infinity] * 3, [1, 3, 3], [2, -infinity, 2]], "float32")
+    found = evaluate(import_model(prepare(model)), [x])
+    np.testing.assert_array_equal(found, [[0, 0, 1, 0], [2, 2, 2, 2], [0, 0, 0, 1], [2, 2, 0, 1]])
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_the_greatest_of_infinities(models, dtype):
     kind = {"float16": "FLOAT16", "float32": "FLOAT", "float64": "DOUBLE"}[dtype]
