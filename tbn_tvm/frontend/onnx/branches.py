@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 
 from tbn_tvm.errors import FormatError
-from tbn_tvm.frontend.onnx.graph import STANDARD, Constant, Graph, describe, subgraphs
+from tbn_tvm.frontend.onnx.fresh_names import FreshNames
+from tbn_tvm.frontend.onnx.graph import (
+    STANDARD,
+    Constant,
+    Graph,
+    describe,
+    subgraphs,
+)
 from tbn_tvm.frontend.onnx.limits import MAX_DEPTH, MAX_NODES
 
 
@@ -45,23 +52,13 @@ def check_nodes(nodes: Iterable[NodeProto]) -> None:
             waiting.extend((inner, depth + 1) for inner in graph.node)
 
 
-def nodes_inside(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """The nodes, and those of their branches."""
-    for node in nodes:
-        yield node
-        for graph in subgraphs(node):
-            yield from nodes_inside(graph.node)
-
-
 def hoist_constants(
     graph: Graph,
     read: Callable[[TensorProto, str], np.ndarray],
     read_constant: Callable[[NodeProto], np.ndarray],
+    names: FreshNames,
 ) -> None:
     """Move what branches store to the graph's constants, under names that nothing else has."""
-    taken = set(graph.constants) | {value.name for value in graph.inputs}
-    for node in nodes_inside(graph.nodes):
-        taken.update(node.output)
 
     def hoist(branch: GraphProto) -> None:
         renamed = {}
@@ -69,7 +66,7 @@ def hoist_constants(
         def add(name: str, value: np.ndarray) -> None:
             if not name or name in renamed:
                 raise FormatError(f"{name!r} in a branch: expected a name, and each once")
-            renamed[name] = _fresh(name, taken)
+            renamed[name] = names.like(name)
             graph.constants[renamed[name]] = Constant(value, (name,))
 
         for tensor in branch.initializer:
@@ -96,7 +93,7 @@ def hoist_constants(
             hoist(branch)
 
 
-def take_branch(node: NodeProto, condition: np.ndarray, taken: set[str]) -> list[NodeProto]:
+def take_branch(node: NodeProto, condition: np.ndarray, names: FreshNames) -> list[NodeProto]:
     """The nodes of the branch that is taken, then copies of its outputs to the node's.
 
     Parameters
@@ -105,15 +102,15 @@ def take_branch(node: NodeProto, condition: np.ndarray, taken: set[str]) -> list
         An ``If``.
     condition : numpy.ndarray
         Of one element.
-    taken : set of str
-        Names of values; those of the nodes are added.
+    names : FreshNames
+        Of the nodes' outputs.
     """
     name = "then_branch" if condition.reshape(-1)[0] else "else_branch"
     branches = [a.g for a in node.attribute if a.name == name and a.type == AttributeProto.GRAPH]
     if len(branches) != 1 or len(branches[0].output) != len(node.output):
         raise FormatError(f"{describe(node)}: expected one {name} with as many outputs as the node")
     renamed = {
-        output: _fresh(output, taken)
+        output: names.like(output)
         for inner in branches[0].node
         for output in inner.output
         if output
@@ -145,12 +142,3 @@ def _renamed(node: NodeProto, names: dict[str, str], outputs: bool = False) -> N
         del graph.node[:]
         graph.node.extend(inside)
     return copy
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    found, number = name, 0
-    while found in taken:
-        number += 1
-        found = f"{name}_{number}"
-    taken.add(found)
-    return found

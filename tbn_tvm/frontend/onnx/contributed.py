@@ -104,8 +104,6 @@ class _Reader:
         convert = CONTRIBUTED[self._node.op_type]
         try:
             for attribute in self._node.attribute:
-                if attribute.ref_attr_name:
-                    raise self.refusal("refers to an attribute outside a function")
                 self._attrs[attribute.name] = helper.get_attribute_value(attribute)
             convert(self, self._writer)
         except (AttributeError, OverflowError, TypeError, ValueError) as error:

@@ -10,7 +10,8 @@ from onnx import ModelProto, NodeProto, ValueInfoProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from tbn_tvm.errors import FormatError
-from tbn_tvm.frontend.onnx.branches import is_if, nodes_inside, take_branch
+from tbn_tvm.frontend.onnx.branches import is_if, take_branch
+from tbn_tvm.frontend.onnx.fresh_names import FreshNames
 from tbn_tvm.frontend.onnx.graph import STANDARD, Constant, Graph, describe
 from tbn_tvm.frontend.onnx.known_shapes import KnownShapes
 from tbn_tvm.frontend.onnx.limits import FOLD_FACTOR, MAX_ELEMENTS, SPARE_BYTES
@@ -43,12 +44,11 @@ def fold_constants(graph: Graph) -> None:
             graph.constants[node.output[0]] = Constant(known)
 
     waiting = graph.nodes[::-1]
-    taken = {name for node in nodes_inside(waiting) for name in node.output}
-    taken.update(graph.constants, (value.name for value in graph.inputs))
+    names = FreshNames(graph)
     while waiting:
         node = waiting.pop()
         if is_if(node):
-            waiting.extend(reversed(take_branch(node, _condition(node, graph), taken)))
+            waiting.extend(reversed(take_branch(node, _condition(node, graph), names)))
             continue
         if node.op_type == "Gemm" and node.domain in STANDARD:
             budget -= _take_up_alpha(node, graph)

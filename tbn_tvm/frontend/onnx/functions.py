@@ -8,8 +8,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, inliner
 
 from tbn_tvm.errors import FormatError
 from tbn_tvm.export.functions import is_tiled_function
-from tbn_tvm.frontend.onnx.branches import nodes_inside
-from tbn_tvm.frontend.onnx.graph import STANDARD, describe, subgraphs
+from tbn_tvm.frontend.onnx.graph import STANDARD, describe, nodes_inside, subgraphs
 from tbn_tvm.frontend.onnx.limits import MAX_DEPTH, MAX_NODES
 
 _Key = tuple[str, str, str]

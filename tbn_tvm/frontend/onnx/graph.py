@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -135,6 +135,14 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
+
+
+def nodes_inside(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """The nodes, and those of their branches."""
+    for node in nodes:
+        yield node
+        for graph in subgraphs(node):
+            yield from nodes_inside(graph.node)
 
 
 def used_names(node: NodeProto) -> Iterator[str]:

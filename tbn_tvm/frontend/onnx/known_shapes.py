@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TypeProto, helper, shape_inference
 
-from tbn_tvm.frontend.onnx.branches import nodes_inside
-from tbn_tvm.frontend.onnx.graph import SMALL, STANDARD, Graph
+from tbn_tvm.frontend.onnx.graph import SMALL, STANDARD, Graph, nodes_inside
 from tbn_tvm.frontend.onnx.shape_arithmetic import compute, objects, takes
 
 

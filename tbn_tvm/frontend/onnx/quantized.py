@@ -65,6 +65,8 @@ def _spread(bb, given: relax.Expr, x: relax.Expr, axis: int, block: int) -> rela
     others = [at for at in range(len(wanted)) if at != axis]
     if any(wanted[at] is None or extents[at] != wanted[at] for at in others):
         raise ValueError(f"a scale of shape {extents} for blocks of {block} of {wanted}")
+    # A last block that is filled up may be of any size.
+    block = min(block, size)
     if isinstance(given, tvm.ir.GenericConst):
         held = np.repeat(given.value.numpy(), block, axis)
         return relax.const(held[(slice(None),) * axis + (slice(size),)], _dtype(given))

@@ -14,7 +14,8 @@ from onnx import AttributeProto, ModelProto, NodeProto, ValueInfoProto, helper
 from tbn_tvm.errors import FormatError
 from tbn_tvm.export.functions import CONV, DOMAIN, LINEAR, VERSION
 from tbn_tvm.frontend.onnx import contributed
-from tbn_tvm.frontend.onnx.branches import check_nodes, hoist_constants, nodes_inside
+from tbn_tvm.frontend.onnx.branches import check_nodes, hoist_constants
+from tbn_tvm.frontend.onnx.fresh_names import FreshNames
 from tbn_tvm.frontend.onnx.functions import inline_functions
 from tbn_tvm.frontend.onnx.graph import (
     STANDARD,
@@ -22,6 +23,7 @@ from tbn_tvm.frontend.onnx.graph import (
     Graph,
     describe,
     dtype_name,
+    nodes_inside,
     tensor_type,
 )
 from tbn_tvm.frontend.onnx.limits import (
@@ -136,8 +138,9 @@ def read_graph(model: ModelProto, folder: Path | None) -> tuple[Graph, list[Init
         constants,
     )
     _check_domains(graph.nodes)
+    _check_attributes(graph.nodes)
     _read_constant_nodes(graph, reader)
-    hoist_constants(graph, reader.read, lambda node: _value_of(node, reader))
+    hoist_constants(graph, reader.read, lambda node: _value_of(node, reader), FreshNames(graph))
     return graph, initialisers
 
 
@@ -243,6 +246,12 @@ def _check_domains(nodes: Iterable[NodeProto]) -> None:
         )
 
 
+def _check_attributes(nodes: Iterable[NodeProto]) -> None:
+    for node in nodes_inside(nodes):
+        if any(attribute.ref_attr_name for attribute in node.attribute):
+            raise FormatError(f"{describe(node)}: refers to an attribute outside a function")
+
+
 _ADVICE = (
     f"; of {contributed.DOMAIN} {', '.join(sorted(contributed.CONTRIBUTED))} are known. Compile "
     "the model as it was before ONNX Runtime optimised or quantised it, or let that write "
@@ -273,8 +282,6 @@ def _value_of(node: NodeProto, reader: TensorReader) -> np.ndarray:
 
 
 def _constant_value(attribute: AttributeProto, reader: TensorReader, where: str) -> np.ndarray:
-    if attribute.ref_attr_name:
-        raise FormatError(f"{where}: refers to an attribute outside a function")
     if attribute.name == "value":
         return reader.read(attribute.t, where)
     numbers = {

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tbn_tvm.errors import FormatError
+from tbn_tvm.evaluate import evaluate
 from tbn_tvm.frontend.onnx import load_onnx, prepare
 from tbn_tvm.importing import import_model
 
@@ -267,3 +268,25 @@ def test_sparse_initialisers(models):
     indices = numpy_helper.from_array(np.zeros(1, np.int64), "i")
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
     refused(model, "sparse initialisers are not supported")
+
+
+def test_attributes_of_no_function(models):
+    model = models.make([NODE("Shape", ["x"], ["y"], start=0)], {"x": [2, 4]}, {"y": [1]})
+    model.graph.node[0].attribute[0].ref_attr_name = "elsewhere"
+    refused(model, "refers to an attribute outside a function")
+
+
+@pytest.mark.parametrize("kind", ["DequantizeLinear", "QuantizeLinear"])
+def test_blocks_longer_than_the_tensor(models, kind):
+    """They are filled up, which takes no memory."""
+    types = ("INT8", "FLOAT") if kind == "DequantizeLinear" else ("FLOAT", "UINT8")
+    model = models.make(
+        [NODE(kind, ["x", "s"], ["y"], axis=0, block_size=2**40)],
+        {"x": (types[0], [3, 1])},
+        {"y": (types[1], [3, 1])},
+        {"s": np.full((1, 1), 2, np.float32)},
+        opset=21,
+    )
+    x = np.array([[4], [6], [8]], types[0].lower().replace("float", "float32"))
+    (result,) = evaluate(import_model(prepare(model)), [x])
+    assert result.ravel().tolist() == ([8, 12, 16] if types[0] == "INT8" else [2, 3, 4])
