@@ -83,14 +83,17 @@ def variance_and_mean(node: fx.Node, importer) -> relax.Var:
         raise FormatError("var_mean over an axis of free size: export the model with it fixed")
     count = math.prod(int(extents[axis]) for axis in axes)
     correction = named.get("correction")
+    # Sums of 16-bit floats overflow as such.
+    exact = "float32" if dtype in ("float16", "bfloat16") else dtype
+    x = emit(relax.op.astype(x, exact))
     mean = emit(relax.op.mean(x, axes, keepdims=True))
     centred = emit(relax.op.subtract(x, mean))
     squares = emit(relax.op.sum(emit(relax.op.multiply(centred, centred)), axes, keepdims=True))
     degrees = max(count - (1 if correction is None else correction), 0)
-    variance = emit(relax.op.divide(squares, relax.const(degrees, dtype)))
+    variance = emit(relax.op.divide(squares, relax.const(degrees, exact)))
     if not named.get("keepdim"):
         variance, mean = (emit(relax.op.squeeze(value, axes)) for value in (variance, mean))
-    return emit(relax.Tuple([variance, mean]))
+    return emit(relax.Tuple([emit(relax.op.astype(value, dtype)) for value in (variance, mean)]))
 
 
 ELEMENT_WISE = {

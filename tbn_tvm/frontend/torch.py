@@ -83,6 +83,9 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "tbn_tiled_linear.default": _linear,
             "tbn_tiled_conv1d.default": _conv1d,
             "tbn_tiled_conv2d.default": _conv2d,
+            **dict.fromkeys(("mean.default", "mean.dim"), _summed("_mean")),
+            **dict.fromkeys(("sum.default", "sum.dim_IntList"), _summed("_sum")),
+            "var.correction": _summed("_var"),
             "view.default": _reshape,
             **dict.fromkeys(_RANDOM, _refuse_random),
             **ANTIALIASED,
@@ -174,6 +177,18 @@ def _layer_norm(node: fx.Node, importer) -> relax.Var:
     if str(importer.env[node.args[0]].ty.dtype) != "bfloat16":
         return convert(node)
     return _in_float32(convert, node, importer, [0, 2, 3])
+
+
+def _summed(name: str):
+    """TVM's own conversion of a reduction, which sums 16-bit floats as such: theirs overflow."""
+
+    def convert(node: fx.Node, importer) -> relax.Var:
+        own = getattr(importer, name)
+        if str(importer.env[node.args[0]].ty.dtype) not in _HALVES or node.kwargs.get("dtype"):
+            return own(node)
+        return _in_float32(own, node, importer, [0])
+
+    return convert
 
 
 def _in_float32(convert, node: fx.Node, importer, positions: list[int]) -> relax.Var:

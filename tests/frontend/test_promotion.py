@@ -67,3 +67,14 @@ def test_padding_of_a_text_is_masked():
 
     result = tbn_tvm.compile(torch.export.export(Masked(), (x, mask))).run(x.numpy(), mask.numpy())
     np.testing.assert_allclose(result, Masked()(x, mask), rtol=1e-5)
+
+
+def test_sums_of_half_precision_do_not_overflow():
+    def reductions(x):
+        return (x.mean(1), x.mean(), (x / 100).sum(1), x.var(1), *torch.var_mean(x, 1))
+
+    x = (torch.arange(6000.0).reshape(2, 3000) % 7 + 50).half()
+    results = tbn_tvm.compile(torch.export.export(Function(reductions), (x,))).run(x.numpy())
+    for result, expected in zip(results, reductions(x), strict=True):
+        assert result.dtype == np.float16
+        np.testing.assert_allclose(result, expected.numpy(), rtol=2e-3)
