@@ -27,13 +27,14 @@ def _selu(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
 
 
 def _bent(bb, x, alpha: float, inner: float = 1.0, outer: float = 1.0) -> relax.Expr:
-    """``outer * (max(x, 0) + alpha * (exp(inner * min(x, 0)) - 1))``."""
+    """``outer * alpha * (exp(inner * x) - 1)`` below zero, and ``outer * x`` elsewhere."""
     value = exact(bb.emit, x)
     zero, one = (_like(value, number) for number in (0, 1))
-    below = bb.emit(relax.op.multiply(relax.op.minimum(value, zero), _like(value, inner)))
+    # What is not taken does not overflow; what is no number stays none.
+    below = bb.emit(relax.op.multiply(bb.emit(relax.op.minimum(value, zero)), _like(value, inner)))
     below = bb.emit(relax.op.subtract(bb.emit(relax.op.exp(below)), one))
     below = bb.emit(relax.op.multiply(below, _like(value, alpha)))
-    result = bb.emit(relax.op.add(bb.emit(relax.op.maximum(value, zero)), below))
+    result = bb.emit(relax.op.where(bb.emit(relax.op.less(value, zero)), below, value))
     if outer != 1:
         result = bb.emit(relax.op.multiply(result, _like(value, outer)))
     return relax.op.astype(result, x.ty.dtype.dtype)

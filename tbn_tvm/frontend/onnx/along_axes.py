@@ -75,9 +75,14 @@ def _eye_like(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
             like.shape, lambda i, j: (j - i == tir.const(offset, "int64")).astype(dtype), "eye"
         )
 
-    if isinstance(rows, tir.IntImm) and isinstance(columns, tir.IntImm):
+    fixed = isinstance(rows, tir.IntImm) and isinstance(columns, tir.IntImm)
+    if fixed and int(rows) * int(columns) <= _MAX_STORED:
         return relax.const(np.eye(int(rows), int(columns), offset).astype(dtype), dtype)
     return bb.emit_te(eye, x, primfunc_name_hint="eye_like")
+
+
+_MAX_STORED = 2**20
+"""Elements of a constant that is made where the model has none: an input may claim any size."""
 
 
 ALONG_AXES = {

@@ -60,6 +60,13 @@ def test_large_numbers_do_not_overflow(models):
     np.testing.assert_allclose(results, expected, rtol=1e-6)
 
 
+def test_what_is_no_number_stays_none(models):
+    nodes = NODES[:3]
+    model = models.make(nodes, {"x": [2]}, {node.output[0]: [2] for node in nodes}, opset=22)
+    for result in evaluate(import_model(prepare(model)), [np.array([np.nan, 2], np.float32)]):
+        assert np.isnan(result).tolist() == [True, False]
+
+
 def test_an_alpha_of_zero_is_refused(models):
     model = models.make([NODE("Celu", ["x"], ["y"], alpha=0.0)], {"x": [2]}, {"y": [2]})
     with pytest.raises(FormatError, match="alpha 0: expected another"):

@@ -290,3 +290,10 @@ def test_blocks_longer_than_the_tensor(models, kind):
     x = np.array([[4], [6], [8]], types[0].lower().replace("float", "float32"))
     (result,) = evaluate(import_model(prepare(model)), [x])
     assert result.ravel().tolist() == ([8, 12, 16] if types[0] == "INT8" else [2, 3, 4])
+
+
+def test_diagonals_of_inputs_of_any_size(models):
+    """What an input claims is made when there is such an input."""
+    shape = {"x": ("UINT8", [40_000, 40_000])}
+    model = models.make([NODE("EyeLike", ["x"], ["y"])], shape, {"y": ("UINT8", [None, None])})
+    import_model(prepare(model))
