@@ -27,6 +27,7 @@ from tbn_tvm.frontend.onnx.resizing import resize
 from tbn_tvm.frontend.onnx.rotary import rotary_embedding
 from tbn_tvm.frontend.onnx.selecting import SELECTING, SELECTING_GUARDS
 from tbn_tvm.frontend.onnx.shape_values import is_shape
+from tbn_tvm.frontend.onnx.summing import SUMMING
 from tbn_tvm.frontend.onnx.transposed_convolution import conv_transpose
 
 
@@ -187,6 +188,7 @@ CONVERTERS = {
     **REARRANGING,
     **RECURRENT,
     **SELECTING,
+    **SUMMING,
 }
 """Go before TVM's."""
 
