@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from tbn_tvm.errors import UsageError
 from tbn_tvm.nn.base import FrozenLayer, TiledLayer
@@ -238,13 +239,47 @@ def _plan(
             chosen, reason = _choose_p(weight.numel(), p, min_size)
         kind, shape = type(module).__name__, tuple(weight.shape)
         plan[module] = LayerReport(name, kind, shape, chosen, reason)
-    return plan
+    return _with_untied(model, plan)
+
+
+def _with_untied(
+    model: nn.Module, plan: dict[nn.Module, LayerReport]
+) -> dict[nn.Module, LayerReport]:
+    """Say of layers to be tiled which others held the same parameter as weight.
+
+    A tiled layer has scores and magnitudes of its own, so what was one parameter, the table of an
+    embedding and the head behind it say, is trained apart from there on.
+    """
+    holders: dict[nn.Parameter, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if key != "bias":
+                label = name if key == "weight" else f"{name}.{key}".removeprefix(".")
+                holders.setdefault(parameter, []).append((label, module))
+    told = dict(plan)
+    for module, row in plan.items():
+        others = [label for label, other in holders.get(module.weight, ()) if other is not module]
+        if row.p is not None and others:
+            note = f"its weight was shared with {', '.join(others)}: from here on it is its own"
+            told[module] = replace(row, reason="; ".join(filter(None, (row.reason, note))))
+    return told
 
 
 def _obstacle(module: nn.Module) -> str:
     """Why a layer has no tiled form, or nothing."""
+    if is_parametrized(module, "weight"):
+        return (
+            "its weight is parametrized: make it a parameter first, with "
+            "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+        )
     if type(module) not in _TILED:
         return "no tiled form of this layer"
+    if not isinstance(module.weight, nn.Parameter):
+        # It is what it was at the last call, which need not be what a loaded state makes of it.
+        return (
+            "its weight is made by a hook before each call: make it a parameter first, with "
+            "torch.nn.utils.remove_weight_norm, remove_spectral_norm or prune.remove"
+        )
     if isinstance(module, nn.Linear):
         return ""
     try:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from tbn_tvm.errors import UsageError
 from tbn_tvm.nn import (
@@ -146,6 +147,54 @@ def test_same_padding_with_an_even_kernel_stays_float_with_the_reason():
     p, reason = rows(report)["0"]
     assert p is None
     assert "padding='same' needs stride 1 and an odd dilated kernel" in reason
+
+
+def test_a_head_tied_to_an_embedding_is_untied_and_the_report_says_so():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(20, 8), nn.Linear(8, 20)
+            self.head.weight = self.table.weight
+
+    model = Tied()
+    table = model.table.weight.detach().clone()
+    told = rows(tile_model(model, p=4, min_size=0))
+    assert told["head"] == (4, "its weight was shared with table: from here on it is its own")
+    assert told["table"] == (None, "no tiled form of this layer")
+    assert isinstance(model.head, TiledLinear)
+    assert torch.equal(model.table.weight, table)
+
+
+def test_layers_that_held_one_parameter_name_each_other():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    told = rows(tile_model(model, p=3, min_size=0))
+    assert told["0"][1].startswith("3 does not divide 64 weights; its weight was shared with 2")
+    assert told["1"] == (2, "3 does not divide 64 weights")
+    assert "shared with 0" in told["2"][1]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "remedy"),
+    [
+        (nn.utils.parametrizations.weight_norm, "parametrize.remove_parametrizations"),
+        (nn.utils.parametrizations.orthogonal, "parametrize.remove_parametrizations"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "prune.remove"),
+    ],
+    ids=["weight_norm", "orthogonal", "pruned"],
+)
+def test_a_weight_that_is_computed_stays_float_and_the_report_says_what_to_do(wrap, remedy):
+    model = nn.Sequential(wrap(nn.Linear(8, 8)), nn.Linear(8, 8))
+    told = rows(tile_model(model, p=4, min_size=0))
+    assert told["0"][0] is None
+    assert remedy in told["0"][1]
+    assert told["1"] == (4, "")
+
+
+def test_a_removed_parametrization_leaves_a_layer_that_is_tiled():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)))
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert rows(tile_model(model, p=4, min_size=0)) == {"0": (4, "")}
 
 
 def test_the_report_reads_as_text_and_as_json():
