@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,9 @@ def _read_archive(path: Path) -> dict[str, bytes]:
             for member in archive:
                 if member.isfile() and member.name in wanted:
                     found[wanted[member.name]] = archive.extractfile(member).read()
-    except (tarfile.TarError, OSError, EOFError) as error:
+            while archive.fileobj.read(1 << 20):
+                pass  # to the end, where gzip's check sum is
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise TbnError(f"{path}: cannot be read: {error}") from None
     missing = sorted(set(wanted.values()) - set(found))
     if missing:
@@ -127,20 +130,27 @@ def _batch(where: str, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, 3, _SIDE, _SIDE), np.array(labels, np.int64)
 
 
+def _is_jpeg(name: str) -> bool:
+    """Whether a member is an image; macOS adds members ``__MACOSX/.../._<name>`` of its own."""
+    return name.lower().endswith((".jpg", ".jpeg")) and not name.startswith("__MACOSX/")
+
+
 def _from_zip(path: Path) -> TensorSplit:
     """All images of a zip, decoded, in the order of their names."""
     try:
         from PIL import Image
+
+        from tbn_tvm.training.data.images import IMAGE_ERRORS
     except ImportError:
         raise ToolError(
             "reading JPEG files needs Pillow, which is not installed: pip install 'tbn-tvm[train]'"
         ) from None
     if not path.is_file():
         raise TbnError(f"{path}: no such file; expected JPEG files of CIFAR-10 in it")
-    images, labels = [], []
+    images, labels, name = [], [], ""
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in sorted(n for n in archive.namelist() if n.endswith((".jpg", ".jpeg"))):
+            for name in filter(_is_jpeg, sorted(archive.namelist())):
                 kind = Path(name).parent.name
                 if kind not in CLASSES:
                     raise TbnError(f"{path}: {name}: {kind!r} is no class of CIFAR-10")
@@ -149,9 +159,9 @@ def _from_zip(path: Path) -> TensorSplit:
                         raise TbnError(f"{path}: {name}: is {image.size}, expected (32, 32)")
                     images.append(np.asarray(image.convert("RGB")))
                 labels.append(CLASSES.index(kind))
-    except (zipfile.BadZipFile, OSError, SyntaxError, ValueError, RuntimeError) as error:
-        # Pillow raises SyntaxError for broken files, zipfile RuntimeError for encrypted members.
-        raise TbnError(f"{path}: cannot be read: {error}") from None
+    except (zipfile.BadZipFile, zlib.error, *IMAGE_ERRORS, RuntimeError) as error:
+        # zipfile raises RuntimeError for encrypted members.
+        raise TbnError(f"{path}: {name + ': ' if name else ''}cannot be read: {error}") from None
     if not images:
         raise TbnError(f"{path}: holds no JPEG files; expected members <class>/<name>.jpg")
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

@@ -7,7 +7,8 @@ Read from the files as they are needed::
     val/ILSVRC2012_val_00000001.JPEG ...    with the development kit's
     ILSVRC2012_devkit_t12/data/{meta.mat,ILSVRC2012_validation_ground_truth.txt}
 
-Classes in alphabetical order of their folders are labels 0, 1, ... The development kit numbers
+Classes in alphabetical order of their folders are labels 0, 1, ... Files and folders whose names
+begin with a dot, which systems and editors leave, do not count. The development kit numbers
 classes in an order of its own, which ``meta.mat`` holds.
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tbn_tvm.errors import TbnError, ToolError, UsageError
 from tbn_tvm.training.data import Batch, DataSet, require_folder
@@ -62,7 +63,8 @@ def load(folder: Path, side: int = 224, workers: int = 8) -> DataSet:
         require_folder(folder / name, _WANTED)
     classes = _classes(folder / "train")
     train = _labelled(folder / "train", classes)
-    if any(child.is_dir() for child in (folder / "val").iterdir()):
+    _check_none_is_empty(folder / "train", classes, train[1])
+    if _folders(folder / "val"):
         test = _labelled(folder / "val", classes)
     else:
         test = _flat(folder, classes)
@@ -86,20 +88,30 @@ def _require_pillow() -> None:
 
 
 def _classes(train: Path) -> dict[str, int]:
-    names = sorted(child.name for child in train.iterdir() if child.is_dir())
+    names = [child.name for child in _folders(train)]
     if not names:
         raise TbnError(f"{train}: holds no folders; expected one a class")
     return {name: label for label, name in enumerate(names)}
 
 
+def _folders(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def _labelled(folder: Path, classes: dict[str, int]) -> tuple[list[Path], list[int]]:
     """Files and labels of a folder of classes."""
     paths, labels = [], []
-    for child in sorted(child for child in folder.iterdir() if child.is_dir()):
+    for child in _folders(folder):
         if child.name not in classes:
             raise TbnError(f"{child}: is no class of the training images")
         found = _images(child)
@@ -108,6 +120,17 @@ def _labelled(folder: Path, classes: dict[str, int]) -> tuple[list[Path], list[i
     if not paths:
         raise TbnError(f"{folder}: its classes hold no images; expected .JPEG files")
     return paths, labels
+
+
+def _check_none_is_empty(train: Path, classes: dict[str, int], labels: list[int]) -> None:
+    """A class without images would take a label, and move those of the classes behind it."""
+    held = set(labels)
+    empty = sorted(name for name, label in classes.items() if label not in held)
+    if empty:
+        raise TbnError(
+            f"{train / empty[0]}: holds no images ({len(empty)} such of {len(classes)} classes); "
+            "remove the folder, in val too, or fill it"
+        )
 
 
 def _flat(folder: Path, classes: dict[str, int]) -> tuple[list[Path], list[int]]:
@@ -183,8 +206,12 @@ class FileSplit:
             batch_sampler=[indices.tolist() for indices in order],
             num_workers=min(self.workers, len(order)),
             pin_memory=torch.cuda.is_available(),
+            collate_fn=_stack,
         )
-        for images, labels in loader:
+        for batch in loader:
+            if isinstance(batch, TbnError):
+                raise batch
+            images, labels = batch
             yield (images,), labels
 
     def subset(self, indices: Tensor) -> FileSplit:
@@ -198,8 +225,14 @@ class FileSplit:
         return self
 
 
+def _stack(items: list) -> Batch | TbnError:
+    """A batch, or what went wrong: raised in another process it would come with its trace."""
+    failed = [item for item in items if isinstance(item, TbnError)]
+    return failed[0] if failed else default_collate(items)
+
+
 class _Files(Dataset):
-    """A split as PyTorch's loader takes it."""
+    """A split as PyTorch's loader takes it; an item may be an error."""
 
     def __init__(self, split: FileSplit, seed: int | None) -> None:
         self._split, self._seed = split, seed
@@ -207,15 +240,17 @@ class _Files(Dataset):
     def __len__(self) -> int:
         return len(self._split)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | TbnError:
         from PIL import Image
+
+        from tbn_tvm.training.data.images import IMAGE_ERRORS
 
         path = self._split.paths[index]
         try:
             with Image.open(path) as image:
                 image = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all of them
-            raise TbnError(f"{path}: not an image, or damaged: {error}") from None
+        except IMAGE_ERRORS as error:
+            return TbnError(f"{path}: not an image, or damaged: {error}")
         side = self._split.side
         if self._seed is None:
             image = image.resize((side, side), Image.Resampling.BILINEAR, _middle(image.size))

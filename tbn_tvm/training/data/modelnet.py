@@ -63,8 +63,9 @@ def load(folder: Path, points: int = 1024, normals: bool = False) -> DataSet:
         else:
             continue
         for _, labels in splits:
-            if labels.max() >= len(classes):
-                raise TbnError(f"{place}: label {labels.max()}, but {len(classes)} classes")
+            for label in (labels.min(), labels.max()):
+                if not 0 <= label < len(classes):
+                    raise TbnError(f"{place}: label {label}, but {len(classes)} classes")
         train, test = (_split(*split) for split in splits)
         return DataSet(train, test, classes=len(classes))
     raise TbnError(f"{folder}: holds no ModelNet40; expected {_WANTED}")

@@ -75,7 +75,7 @@ def load(
     folder = Path(folder)
     require_folder(folder, FOLDER)
     place = folder / FOLDER if (folder / FOLDER).is_dir() else folder
-    areas = sorted(place.glob("Area_*"))
+    areas = sorted(path for path in place.glob("Area_*") if path.is_dir())
     test = [area for area in areas if area.name == f"Area_{test_area}"]
     train = [area for area in areas if area not in test]
     if not test or not train:

@@ -1,6 +1,7 @@
 """Multivariate time series from a CSV file: a header, a row a time step, a column a variable.
 
-A first column called ``date`` (or ``time``, ``timestamp``, ``datetime``) is left out. Rows are cut
+A column called ``date`` (or ``time``, ``timestamp``, ``datetime``) is left out; rows are taken as
+equally far apart whatever it says. Blank lines do not count. Rows are cut
 into consecutive parts for training, validation and test; values are standardised with the mean and
 deviation of the training part alone. A sample is a window: ``length`` rows in, the ``horizon`` rows
 behind them out. Windows of validation and test reach ``length`` rows back into the part before, so
@@ -91,15 +92,18 @@ def read_csv(path: Path) -> np.ndarray:
     """
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = csv.reader(file)
+            # Blank lines, which many programs leave at the end, are no rows.
+            header, *rows = filter(None, csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TbnError(f"{path}: cannot be read as CSV: {error}") from None
     except ValueError:
         raise TbnError(f"{path}: is empty; expected a header and rows of numbers") from None
-    skipped = int(bool(header) and header[0].strip().lower() in _TIME_COLUMNS)
-    if len(header) == skipped or not rows:
+    names = [name.strip().lower() for name in header]
+    _check_header(path, names)
+    kept = [place for place, name in enumerate(names) if name not in _TIME_COLUMNS]
+    if not kept or not rows:
         raise TbnError(f"{path}: expected a header with variables, and rows of numbers")
-    values = np.empty((len(rows), len(header) - skipped))
+    values = np.empty((len(rows), len(kept)))
     for number, row in enumerate(rows):
         if len(row) != len(header):
             raise TbnError(
@@ -107,7 +111,7 @@ def read_csv(path: Path) -> np.ndarray:
                 f"{len(header)}"
             )
         try:
-            values[number] = row[skipped:]
+            values[number] = [row[place] for place in kept]
         except ValueError:
             values[number] = np.nan
         if not np.isfinite(values[number]).all():
@@ -116,6 +120,29 @@ def read_csv(path: Path) -> np.ndarray:
                 "finite numbers; fill in or remove such rows first"
             )
     return values
+
+
+def _check_header(path: Path, names: list[str]) -> None:
+    """Refuse what would be read as something else than it is."""
+    if len(names) == 1:
+        for mark, told in ((";", "semicolons"), ("\t", "tabulators")):
+            if mark in names[0]:
+                raise TbnError(f"{path}: fields are separated by {told}; expected commas")
+    if "" in names:
+        raise TbnError(
+            f"{path}: column {names.index('') + 1} has no name in the header; name it where it is "
+            "a variable, remove it where it numbers the rows"
+        )
+    if all(_is_number(name) for name in names):
+        raise TbnError(f"{path}: the first row is numbers; expected a header with names")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _only_csv(folder: Path) -> Path:

@@ -78,6 +78,20 @@ def test_jpeg_files_in_zips(tmp_path):
     torch.testing.assert_close(means, torch.tensor(expected).double(), atol=4, rtol=0)
 
 
+def test_what_an_operating_system_adds_to_a_zip_is_no_image(tmp_path):
+    write_zips(tmp_path, [("train/cat/1.JPG", Image.new("RGB", (32, 32)))])
+    for split in ("train", "test"):
+        with zipfile.ZipFile(tmp_path / f"{split}.zip", "a") as archive:
+            archive.writestr("__MACOSX/train/cat/._1.JPG", b"\0\5\x16\7")
+            archive.writestr("train/readme.txt", b"")
+    assert load(tmp_path).train.targets.tolist() == [CLASSES.index("cat")]
+
+
+def test_grey_and_cmyk_images_become_rgb(tmp_path):
+    write_zips(tmp_path, [(f"cat/{mode}.jpg", Image.new(mode, (32, 32))) for mode in ("L", "CMYK")])
+    assert load(tmp_path).train.inputs[0].shape == (2, 3, 32, 32)
+
+
 # -- refused ---------------------------------------------------------------------------------
 
 
@@ -148,8 +162,36 @@ def test_zips_of_something_else(tmp_path, name, size, told):
 def test_a_broken_image_and_a_broken_zip(tmp_path):
     with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
         archive.writestr("frog/1.jpg", b"no image")
-    with pytest.raises(TbnError, match=r"train\.zip: cannot be read"):
+    with pytest.raises(TbnError, match=r"train\.zip: frog/1\.jpg: cannot be read"):
         load(tmp_path)
     (tmp_path / "train.zip").write_bytes(b"no zip")
     with pytest.raises(TbnError, match=r"train\.zip: cannot be read"):
         load(tmp_path)
+
+
+def test_a_zip_whose_compressed_bytes_are_damaged(tmp_path):
+    path = tmp_path / "train.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("frog/1.jpg", bytes(range(256)) * 40)
+    data = bytearray(path.read_bytes())
+    data[40:60] = b"\xff" * 20  # behind the member's header
+    path.write_bytes(data)
+    with pytest.raises(TbnError, match=r"train\.zip: frog/1\.jpg: cannot be read"):
+        load(tmp_path)
+
+
+def test_an_image_of_absurd_size(tmp_path):
+    write_zips(tmp_path, [("frog/1.jpg", Image.new("1", (20000, 20000)))])
+    with pytest.raises(TbnError, match=r"frog/1\.jpg: cannot be read: Image size"):
+        load(tmp_path)
+
+
+def test_an_archive_whose_check_sum_differs(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("packed") / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(folder / "cifar-10-batches-py", "cifar-10-batches-py")
+    data = bytearray(path.read_bytes())
+    data[-8] ^= 1  # gzip ends with the check sum and the length
+    path.write_bytes(data)
+    with pytest.raises(TbnError, match=r"tar\.gz: cannot be read: CRC check failed"):
+        load(path.parent)

@@ -82,6 +82,16 @@ def test_text_shapes_take_the_first_points(resampled):
     assert (data.train.targets.tolist(), data.test.targets.tolist()) == ([0, 1], [0])
 
 
+def test_a_label_below_zero_is_refused(hdf5):
+    import h5py
+
+    with h5py.File(hdf5 / "ply_data_test0.h5", "a") as file:
+        del file["label"]
+        file["label"] = np.array([0, -1], "i1")
+    with pytest.raises(TbnError, match="label -1, but 3 classes"):
+        load("modelnet40", hdf5, points=4)
+
+
 def test_a_damaged_modelnet40_is_refused(hdf5, resampled, tmp_path):
     with pytest.raises(TbnError, match=r"expected \(N, 99 or more, 3\)"):
         load("modelnet40", hdf5, points=99)
@@ -204,6 +214,11 @@ def test_a_control_character_between_numbers_is_a_space(rooms):
     path = rooms / "Area_5" / "office_1" / "Annotations" / "floor_1.txt"
     path.write_bytes(path.read_bytes() + b"10.5 -3.5 1.0 185\x10187 182\n")
     assert len(load("s3dis", rooms, points=16).test) == 1
+
+
+def test_an_archive_beside_the_areas_is_no_area(rooms):
+    (rooms / "Area_1.zip").write_bytes(b"")
+    assert len(load("s3dis", rooms, points=16).train) > 0
 
 
 def test_a_damaged_s3dis_is_refused(rooms):

@@ -91,6 +91,25 @@ def test_boxes_lie_inside():
             assert 0 <= left < right <= width + 1e-9 and 0 <= top < bottom <= height + 1e-9
 
 
+def test_stray_files_and_hidden_folders_do_not_count(folder):
+    (folder / "train" / ".ipynb_checkpoints").mkdir()
+    (folder / "train" / "readme.txt").write_text("")
+    (folder / "train" / CLASSES[0] / "._n00000001_0.JPEG").write_bytes(b"\0\5\x16\7")
+    (folder / "val" / ".cache").mkdir()
+    data = load(folder, side=16, workers=0)
+    assert (len(data.train), len(data.test), data.classes) == (6, 3, 3)
+    colours_match(data.train, None)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P"])
+def test_images_of_other_modes_become_rgb(folder, mode):
+    path = folder / "train" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG"
+    Image.new(mode, (40, 30)).save(path, "GIF" if mode == "P" else "JPEG")
+    split = load(folder, side=16, workers=0).train
+    (((images,), _),) = split.batches([torch.tensor([0])], None)
+    assert images.shape == (1, 3, 16, 16)
+
+
 # -- refused ---------------------------------------------------------------------------------
 
 
@@ -122,9 +141,25 @@ def test_labels_that_do_not_fit_the_flat_images(folder):
         load(folder)
 
 
-def test_a_broken_image_is_named(folder):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named_in_one_line(folder, workers):
     path = folder / "train" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG"
     path.write_bytes(b"no image")
-    split = load(folder, workers=0).train
-    with pytest.raises(TbnError, match=r"n00000001_0\.JPEG: not an image, or damaged"):
+    split = load(folder, workers=workers).train
+    with pytest.raises(TbnError, match=r"^[^\n]*n00000001_0\.JPEG: not an image, or [^\n]*$"):
         list(split.batches([torch.tensor([0])], None))
+
+
+def test_an_image_of_absurd_size_is_refused(folder):
+    path = folder / "train" / CLASSES[0] / f"{CLASSES[0]}_0.JPEG"
+    Image.new("1", (20000, 20000)).save(path, "PNG")
+    split = load(folder, workers=0).train
+    with pytest.raises(TbnError, match=r"n00000001_0\.JPEG: .* Image size"):
+        list(split.batches([torch.tensor([0])], None))
+
+
+def test_a_class_without_training_images_is_refused(folder):
+    for path in (folder / "train" / CLASSES[1]).iterdir():
+        path.unlink()
+    with pytest.raises(TbnError, match=r"n00000002: holds no images \(1 such of 3 classes\)"):
+        load(folder)

@@ -59,6 +59,13 @@ def test_a_file_without_dates_is_read_whole(tmp_path):
     np.testing.assert_array_equal(read_csv(tmp_path / "plain.csv"), [[1, 2], [3, 4]])
 
 
+def test_dates_may_stand_anywhere_and_lines_end_as_other_systems_end_them(tmp_path):
+    lines = ["\ufeffa,Date,b", *(f"{n},2020-01-{n + 1:02},{n * n}" for n in range(20)), "", ""]
+    (tmp_path / "file.csv").write_bytes("\r\n".join(lines).encode())
+    expected = [[n, n * n] for n in range(20)]
+    assert read_csv(tmp_path / "file.csv").tolist() == expected
+
+
 def test_etth1_has_the_published_split(tmp_path):
     random = np.random.default_rng(0)
     (tmp_path / "ett").mkdir()
@@ -86,6 +93,10 @@ def test_etth1_has_the_published_split(tmp_path):
         ("date,a\n1,2\n1,x\n", "row 2 behind the header: '1,x' is not all finite numbers"),
         ("date,a\n1,nan\n", "row 1 behind the header: .* is not all finite"),
         ("date,a\n1,\n", "row 1 behind the header"),
+        ("date;a;b\n1;2;3\n", "separated by semicolons; expected commas"),
+        ("date\ta\n1\t2\n", "separated by tabulators; expected commas"),
+        ("1,2\n3,4\n", "the first row is numbers; expected a header"),
+        (",a\n0,2\n", "column 1 has no name in the header"),
     ],
 )
 def test_malformed_files_are_refused(tmp_path, text, told):
