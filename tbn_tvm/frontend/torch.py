@@ -83,10 +83,8 @@ def from_exported_program(program: ExportedProgram) -> tvm.IRModule:
             "tbn_tiled_linear.default": _linear,
             "tbn_tiled_conv1d.default": _conv1d,
             "tbn_tiled_conv2d.default": _conv2d,
-            **dict.fromkeys(("mean.default", "mean.dim"), _summed("_mean")),
-            **dict.fromkeys(("sum.default", "sum.dim_IntList"), _summed("_sum")),
-            "var.correction": _summed("_var"),
             "view.default": _reshape,
+            **{name: _summed(convert) for name, convert in _SUMS.items()},
             **dict.fromkeys(_RANDOM, _refuse_random),
             **ANTIALIASED,
             **ELEMENT_WISE,
@@ -177,6 +175,23 @@ def _layer_norm(node: fx.Node, importer) -> relax.Var:
     if str(importer.env[node.args[0]].ty.dtype) != "bfloat16":
         return convert(node)
     return _in_float32(convert, node, importer, [0, 2, 3])
+
+
+_SUMS = {
+    "_log_softmax.default": "_log_softmax",
+    "_softmax.default": "_softmax",
+    "cumsum.default": "_cumsum",
+    "linalg_vector_norm.default": "_norm",
+    "mean.default": "_mean",
+    "mean.dim": "_mean",
+    "sum.default": "_sum",
+    "sum.dim_IntList": "_sum",
+    "var.correction": "_var",
+    **{f"_adaptive_avg_pool{n}d.default": f"_adaptive_avg_pool{n}d" for n in (1, 2, 3)},
+    **{f"adaptive_avg_pool{n}d.default": f"_adaptive_avg_pool{n}d" for n in (1, 2, 3)},
+    **{f"avg_pool{n}d.default": f"_avg_pool{n}d" for n in (1, 2, 3)},
+}
+"""TVM's conversions of operators that add up many numbers, by the operator."""
 
 
 def _summed(name: str):
