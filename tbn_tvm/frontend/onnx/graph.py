@@ -26,7 +26,8 @@ class Constant:
     value : numpy.ndarray or TiledTensor
         A tiled tensor stands for its dense float32 expansion.
     sources : tuple of str
-        Names of the initialisers it was made from, the largest first.
+        Names of the initialisers, or ``Constant`` nodes of two or more axes, that it was made from,
+        the largest first.
     """
 
     value: np.ndarray | TiledTensor

@@ -97,7 +97,7 @@ def read_graph(model: ModelProto, folder: Path | None) -> tuple[Graph, list[Init
     Graph
         Constants as arrays.
     list of Initialiser
-        The file's initialisers.
+        The file's initialisers, and weights that it holds in ``Constant`` nodes.
     """
     opset = _opset(model)
     check_nodes(model.graph.node)
@@ -139,7 +139,7 @@ def read_graph(model: ModelProto, folder: Path | None) -> tuple[Graph, list[Init
     )
     _check_domains(graph.nodes)
     _check_attributes(graph.nodes)
-    _read_constant_nodes(graph, reader)
+    initialisers += _read_constant_nodes(graph, reader)
     hoist_constants(graph, reader.read, lambda node: _value_of(node, reader), FreshNames(graph))
     return graph, initialisers
 
@@ -259,9 +259,16 @@ _ADVICE = (
 )
 
 
-def _read_constant_nodes(graph: Graph, reader: TensorReader) -> None:
-    """Move the values of ``Constant`` nodes to the graph's constants."""
-    kept = []
+def _read_constant_nodes(graph: Graph, reader: TensorReader) -> list[Initialiser]:
+    """Move the values of ``Constant`` nodes to the graph's constants.
+
+    Returns
+    -------
+    list of Initialiser
+        Those of two or more axes: some exporters write weights so. Numbers, shapes and axes,
+        of which there are many, are no news.
+    """
+    kept, stored = [], []
     for node in graph.nodes:
         if node.op_type != "Constant" or node.domain not in STANDARD:
             kept.append(node)
@@ -269,8 +276,14 @@ def _read_constant_nodes(graph: Graph, reader: TensorReader) -> None:
         value = _value_of(node, reader)
         if not node.output[0] or node.output[0] in graph.constants:
             raise FormatError(f"{describe(node)}: its output has no name, or one that is taken")
-        graph.constants[node.output[0]] = Constant(value)
+        name = node.output[0]
+        if value.ndim < 2:
+            graph.constants[name] = Constant(value)
+            continue
+        graph.constants[name] = Constant(value, (name,))
+        stored.append(Initialiser(name, value.shape, str(value.dtype), value.nbytes, False))
     graph.nodes = kept
+    return stored
 
 
 def _value_of(node: NodeProto, reader: TensorReader) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from tbn_tvm.cli.main import main
 from tbn_tvm.frontend.onnx import prepare
@@ -51,3 +51,22 @@ def test_each_initialiser_is_told_of_and_why(models, tmp_path, capsys):
     onnx.save(model, path)
     assert main(["inspect", str(path), "--report"]) == 0
     assert "folded into 'tiled', which is tiled" in capsys.readouterr().out
+
+
+def test_weights_in_constant_nodes_are_told_of_too(models):
+    tiled = models.tiled_weight((16, 32))
+    other = np.random.default_rng(0).standard_normal((16, 8)).astype("f")
+    nodes = [
+        NODE("Constant", [], ["held"], value=numpy_helper.from_array(tiled.expand())),
+        NODE("Transpose", ["held"], ["turned"], perm=[1, 0]),
+        NODE("MatMul", ["x", "turned"], ["a"]),
+        NODE("Constant", [], ["other"], value=numpy_helper.from_array(other)),
+        NODE("MatMul", ["a", "other"], ["b"]),
+        NODE("Constant", [], ["shape"], value_ints=[8, 1]),
+        NODE("Reshape", ["b", "shape"], ["y"]),
+    ]
+    prepared = prepare(models.make(nodes, {"x": [1, 32]}, {"y": [8, 1]}, {}))
+    rows = {row.name: row for row in report_initialisers(prepared.graph, prepared.initialisers)}
+    assert list(rows) == ["held", "other"]
+    assert (rows["held"].tiled, rows["held"].shape, rows["held"].p) == (True, (16, 32), 4)
+    assert "an ordinary float weight" in rows["other"].reason
