@@ -67,6 +67,13 @@ def load_model(spec: str | os.PathLike) -> ExportedProgram | OnnxModel:
         with quiet():
             return load_program(path)
     except Exception as error:  # torch raises many kinds on input that is no program
+        from tbn_tvm.runtime import is_artifact
+
+        if is_artifact(path):
+            raise TbnError(
+                f"{path}: is an artifact, compiled already; expected the model that it was "
+                f"compiled from: {_EXPECTED}"
+            ) from None
         # Torch refers to its log, which nobody sees.
         reason = first_line(error).partition(" Please check the warnings")[0]
         raise TbnError(

@@ -149,7 +149,9 @@ def _shown_name(row: LayerInfo) -> str:
 
 def _total_rows(sums: dict, plotted: str | None) -> list[tuple]:
     def against(least: int, most: int) -> str:
-        return f"{most:,} ({most / max(least, 1):.1f} times as much)"
+        # Of a float model the binary one has fewer: 0.03 rather than 0.0.
+        times = most / max(least, 1)
+        return f"{most:,} ({times:.{1 if times >= 1 else 3}f} times as much)"
 
     return [
         ("weights", f"{sums['weights']:,} ({sums['tiled_weights']:,} in tiles used repeatedly)"),

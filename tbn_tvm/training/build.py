@@ -145,7 +145,8 @@ def float_state(path: Path) -> dict[str, torch.Tensor]:
         state = dict(torch.load(path, weights_only=True, map_location="cpu"))
     except Exception as error:  # unpickling and zip raise many kinds on damaged input
         raise TbnError(
-            f"{path}: holds no state dict, or is damaged ({type(error).__name__})"
+            f"{path}: holds no state dict, or is damaged ({type(error).__name__}); expected a .pt2 "
+            "model, or what torch.save made of a state dict"
         ) from None
     return unwrapped(state)
 

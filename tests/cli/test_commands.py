@@ -214,3 +214,11 @@ def test_the_doctor_tells_how_to_get_what_is_missing(capsys, monkeypatch):
     table = capsys.readouterr().out
     (row,) = [line for line in table.splitlines() if "host C++ compiler" in line]
     assert "no" in row and "apt-get install g++" in row
+
+
+def test_what_binary_would_take_of_a_float_model_is_less_but_not_nothing():
+    from tbn_tvm.cli.inspect import _total_rows
+    from tbn_tvm.inspect import totals
+
+    sums = {**dict.fromkeys(totals([]), 0), "nbytes": 20_800, "binary_bytes": 662}
+    assert dict(_total_rows(sums, None))["bytes at 1 bit a weight"] == "662 (0.032 times as much)"

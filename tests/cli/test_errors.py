@@ -49,6 +49,7 @@ MODELS = [
     ("zip.pt2", FAILURE, r"zip.pt2: not a program saved by torch\.export\.save"),
     ("weights.pt2", FAILURE, r"weights.pt2: not a program saved by torch\.export\.save"),
     ("truncated.pt2", FAILURE, r"truncated.pt2: not a program .* or damaged"),
+    ("tiny.tbn", FAILURE, "tiny.tbn: is an artifact, compiled already; expected the model that"),
     ("nan.pt2", FAILURE, "layer '0': .*finite"),
     ("full", FAILURE, r"full: is a folder; expected a \.pt2 or \.onnx file"),
     ("no_such_module:make", FAILURE, "No module named 'no_such_module'; run from the folder"),
