@@ -9,7 +9,7 @@ from tvm import relax
 from tvm import tirx as tir
 
 from tbn_tvm.frontend.onnx.graph import dtype_name
-from tbn_tvm.frontend.onnx.operands import HALVES, cast, fixed, shown
+from tbn_tvm.frontend.onnx.operands import HALVES, cast, fixed, numbers_up_to, shown
 
 _FLOATS = (*HALVES, "float32", "float64")
 _INPUTS = 7
@@ -172,7 +172,7 @@ def _places(emit, rows, keys, past, lengths, attrs: dict) -> relax.Expr | None:
         raise ValueError(f"windows of {left} and {right}: expected -1 or more")
     if not causal and left < 0 and right < 0 and lengths is None:
         return None
-    key = _count(emit, keys, [1, keys])
+    key = numbers_up_to(emit, keys, [1, keys])
     allowed = None
     if lengths is not None:
         length = emit(relax.op.reshape(lengths, [lengths.ty.shape.values[0], 1, 1, 1]))
@@ -180,7 +180,7 @@ def _places(emit, rows, keys, past, lengths, attrs: dict) -> relax.Expr | None:
         offset = emit(relax.op.subtract(length, _number(emit, rows)))
     else:
         offset = _number(emit, past)
-    place = emit(relax.op.add(_count(emit, rows, [rows, 1]), offset))
+    place = emit(relax.op.add(numbers_up_to(emit, rows, [rows, 1]), offset))
     bounds = [relax.op.less_equal(key, place)] if causal else []
     if right >= 0:
         bounds.append(relax.op.less_equal(key, emit(relax.op.add(place, _number(emit, right)))))
@@ -194,13 +194,6 @@ def _places(emit, rows, keys, past, lengths, attrs: dict) -> relax.Expr | None:
 
 def _both(emit, one: relax.Expr, other: relax.Expr | None) -> relax.Expr:
     return one if other is None else emit(relax.op.logical_and(one, other))
-
-
-def _count(emit, extent, shape: list) -> relax.Expr:
-    """Numbers from zero up to an extent, which may be free."""
-    if isinstance(extent, tir.IntImm):
-        return relax.const(np.arange(int(extent)).reshape([int(e) for e in shape]), "int64")
-    return emit(relax.op.reshape(emit(relax.op.arange(extent, dtype="int64")), shape))
 
 
 def _number(emit, value) -> relax.Expr:

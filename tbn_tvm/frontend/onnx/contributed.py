@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from onnx import NodeProto, helper
 
 from tbn_tvm.errors import FormatError
 from tbn_tvm.frontend.onnx.checking import infer_ranks
+from tbn_tvm.frontend.onnx.fresh_names import FreshNames
 from tbn_tvm.frontend.onnx.graph import Constant, Graph, describe
 from tbn_tvm.frontend.onnx.limits import FOLD_FACTOR, SPARE_BYTES
 from tbn_tvm.frontend.onnx.packed_bits import unpacked_weight
@@ -46,7 +47,7 @@ class _Writer:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.nodes: list[NodeProto] = []
-        self._names = _fresh_names(graph)
+        self._names = FreshNames(graph)
         self._ranks: dict[str, int] = {}
         self._inferences = 0
         self._weights: dict[tuple, str] = {}
@@ -55,12 +56,12 @@ class _Writer:
 
     def add(self, kind: str, inputs: list[str], output: str = "", **attrs) -> str:
         """A standard node; its output's name."""
-        output = output or next(self._names)
+        output = output or self._names.like("contributed")
         self.nodes.append(helper.make_node(kind, inputs, [output], **attrs))
         return output
 
     def constant(self, value) -> str:
-        name = next(self._names)
+        name = self._names.like("contributed")
         self.graph.constants[name] = Constant(np.asarray(value))
         return name
 
@@ -76,7 +77,7 @@ class _Writer:
                 return None
             made = np.ascontiguousarray(make())
             self._budget -= made.nbytes
-            name = next(self._names)
+            name = self._names.like("contributed")
             sources = [s for part in key[:3] if part for s in self.graph.constants[part].sources]
             self.graph.constants[name] = Constant(made, tuple(dict.fromkeys(sources)))
             self._weights[key] = name
@@ -373,14 +374,3 @@ CONTRIBUTED: dict[str, Callable[[_Reader, _Writer], None]] = {
     "SkipLayerNormalization": _skip_layer_normalization,
 }
 """By operator."""
-
-
-def _fresh_names(graph: Graph) -> Iterator[str]:
-    taken = set(graph.constants) | {value.name for value in graph.inputs}
-    taken.update(name for node in graph.nodes for name in (*node.input, *node.output))
-    number = 0
-    while True:
-        name = f"contributed_{number}"
-        number += 1
-        if name not in taken:
-            yield name

@@ -17,7 +17,8 @@ class FreshNames:
     def __init__(self, graph: Graph) -> None:
         self._taken = set(graph.constants) | {value.name for value in graph.inputs}
         for node in nodes_inside(graph.nodes):
-            self._taken.update(node.output)
+            # What an input names and nothing makes is an error that must stay one.
+            self._taken.update(node.output, node.input)
         # Counting from the start each time would be quadratic where all branches use one name.
         self._last: dict[str, int] = {}
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 from tvm import relax
 from tvm import tirx as tir
 
-from tbn_tvm.frontend.onnx.operands import exact
+from tbn_tvm.frontend.onnx.operands import exact, numbers_up_to
 
 
 def _negative_log_likelihood(bb, inputs, attrs: dict, _opset: int) -> relax.Expr:
@@ -31,10 +30,11 @@ def _loss(emit, x, target, weight, attrs: dict, dtype: str) -> relax.Expr:
     reduction = attrs.get("reduction", b"mean")
     if reduction not in (b"mean", b"sum", b"none"):
         raise ValueError(f"reduction {reduction.decode(errors='replace')!r} is not supported")
-    classes = np.arange(int(extents[1])).reshape(-1, *[1] * (len(extents) - 2))
+    along = [int(extents[1]), *[1] * (len(extents) - 2)]
+    classes = numbers_up_to(emit, extents[1], along)
     target = emit(relax.op.astype(target, "int64"))
     zero = relax.const(0, kind)
-    hit = emit(relax.op.equal(emit(relax.op.expand_dims(target, 1)), relax.const(classes, "int64")))
+    hit = emit(relax.op.equal(emit(relax.op.expand_dims(target, 1)), classes))
 
     def of_target(values: relax.Expr) -> relax.Expr:
         return emit(relax.op.sum(emit(relax.op.where(hit, values, zero)), 1))
@@ -42,7 +42,7 @@ def _loss(emit, x, target, weight, attrs: dict, dtype: str) -> relax.Expr:
     loss = emit(relax.op.negative(of_target(x)))
     weights = None
     if weight is not None:
-        weights = of_target(emit(relax.op.reshape(exact(emit, weight), classes.shape)))
+        weights = of_target(emit(relax.op.reshape(exact(emit, weight), along)))
     ignored = attrs.get("ignore_index")
     if ignored is not None:
         counted = emit(relax.op.not_equal(target, relax.const(ignored, "int64")))

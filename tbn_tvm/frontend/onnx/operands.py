@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from tvm import relax
 from tvm import tirx as tir
 
@@ -32,6 +33,17 @@ def fixed(extent, what: str) -> int:
     if not isinstance(extent, (int, tir.IntImm)):
         raise ValueError(f"{what} of free size ({extent}): export the model with it fixed")
     return int(extent)
+
+
+_STORED = 2**16
+"""Numbers up to which a count is a constant: what a file claims of sizes must cost it nothing."""
+
+
+def numbers_up_to(emit, extent, shape: list) -> relax.Expr:
+    """The numbers from zero up to an extent, which may be free, int64 in a shape."""
+    if isinstance(extent, (int, tir.IntImm)) and int(extent) <= _STORED:
+        return relax.const(np.arange(int(extent)).reshape([int(e) for e in shape]), "int64")
+    return emit(relax.op.reshape(emit(relax.op.arange(extent, dtype="int64")), shape))
 
 
 def exact(emit, x: relax.Expr) -> relax.Expr:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from onnx import NodeProto, helper
 
 from tbn_tvm.errors import FormatError
 from tbn_tvm.export.functions import CONV, DOMAIN, TiledNode, read_tiled_node
+from tbn_tvm.frontend.onnx.fresh_names import FreshNames
 from tbn_tvm.frontend.onnx.graph import Constant, Graph, describe
 
 
@@ -22,7 +21,7 @@ def read_tiled_calls(graph: Graph) -> None:
     FormatError
         Where a call's parts are no tiled layer, or are not constant.
     """
-    names = _fresh_names(graph)
+    names = FreshNames(graph)
     nodes: list[NodeProto] = []
     for node in graph.nodes:
         if node.domain != DOMAIN:
@@ -47,11 +46,11 @@ def _read(node: NodeProto, graph: Graph) -> TiledNode:
 
 
 def _replacement(
-    node: NodeProto, call: TiledNode, graph: Graph, names: Iterator[str]
+    node: NodeProto, call: TiledNode, graph: Graph, names: FreshNames
 ) -> list[NodeProto]:
     x, tile, alpha = node.input[:3]
     bias = node.input[3] if len(node.input) == 4 else ""
-    weight, typed = next(names), next(names)
+    weight, typed = names.like("tiled"), names.like("tiled")
     sources = tuple(
         source for part in (tile, alpha) for source in graph.constants[part].sources or (part,)
     )
@@ -71,8 +70,8 @@ def _replacement(
             group=call.group,
         )
         return [cast, product]
-    transposed = next(names)
-    result = next(names) if bias else node.output[0]
+    transposed = names.like("tiled")
+    result = names.like("tiled") if bias else node.output[0]
     nodes = [
         cast,
         helper.make_node("Transpose", [typed], [transposed], perm=[1, 0]),
@@ -81,14 +80,3 @@ def _replacement(
     if bias:
         nodes.append(helper.make_node("Add", [result, bias], list(node.output)))
     return nodes
-
-
-def _fresh_names(graph: Graph) -> Iterator[str]:
-    taken = set(graph.constants) | {value.name for value in graph.inputs}
-    taken.update(name for node in graph.nodes for name in node.output)
-    number = 0
-    while True:
-        name = f"tiled_{number}"
-        number += 1
-        if name not in taken:
-            yield name
