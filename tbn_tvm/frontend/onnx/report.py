@@ -78,7 +78,7 @@ def report_initialisers(graph: Graph, initialisers: list[Initialiser]) -> list[I
     for stored in initialisers:
         made = [name for name, c in graph.constants.items() if stored.name in c.sources]
         lines = [
-            _line(name, stored, graph, uses.get(name, []), name in outputs, found) for name in made
+            _line(name, stored, graph, _users(name, uses), name in outputs, found) for name in made
         ]
         # A tiled use says more than another; the rest are told beside it.
         lines.sort(key=lambda line: line[0] is None)
@@ -98,6 +98,18 @@ def report_initialisers(graph: Graph, initialisers: list[Initialiser]) -> list[I
             )
         )
     return rows
+
+
+def _users(name: str, uses: dict[str, list[tuple[NodeProto, int]]]) -> list[tuple[NodeProto, int]]:
+    """Who takes a value, also once it has the type of the data: that changes no tiling."""
+    found, waiting = [], [name]
+    while waiting:
+        for node, at in uses.get(waiting.pop(), []):
+            if node.op_type == "CastLike" and at == 0:
+                waiting.append(node.output[0])
+            else:
+                found.append((node, at))
+    return found
 
 
 def _line(

@@ -70,3 +70,17 @@ def test_weights_in_constant_nodes_are_told_of_too(models):
     assert list(rows) == ["held", "other"]
     assert (rows["held"].tiled, rows["held"].shape, rows["held"].p) == (True, (16, 32), 4)
     assert "an ordinary float weight" in rows["other"].reason
+
+
+def test_a_weight_that_takes_the_type_of_the_data_is_told_as_what_it_is(models):
+    stored = {"w": models.tiled_weight((16, 32)).expand(), "plain": np.eye(16, dtype="f")}
+    nodes = [
+        NODE("CastLike", ["w", "x"], ["typed"]),
+        NODE("Gemm", ["x", "typed"], ["h"], transB=1),
+        NODE("MatMul", ["h", "plain"], ["y"]),
+    ]
+    model = models.make(nodes, {"x": ("FLOAT", [2, 32])}, {"y": ("FLOAT", [2, 16])}, stored)
+    prepared = prepare(model)
+    rows = {r.name: r for r in report_initialisers(prepared.graph, prepared.initialisers)}
+    assert (rows["w"].tiled, rows["w"].p, rows["w"].reason) == (True, 4, "tiled")
+    assert not rows["plain"].tiled
