@@ -80,7 +80,9 @@ def test_a_tiled_layer_behind_an_lstm_runs_on_a_board(tmp_path):
             return self.head(self.lstm(x)[0][:, -1])
 
     net, x = freeze(Net().eval()), torch.randn(1, STEPS, INPUTS)
-    imported = import_model(torch.export.export(net, (x,)), name="forecast")
+    free = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(net, (x.repeat(2, 1, 1),), dynamic_shapes=free)
+    imported = import_model(program, name="forecast")
     assert [row.p for row in imported.layers if row.p] == [4]
     expected = net(x).detach().numpy()
     (result,) = evaluate(imported, [x.numpy()])

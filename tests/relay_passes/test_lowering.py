@@ -129,6 +129,32 @@ def test_binding_the_batch_fixes_every_symbolic_extent():
     tvm.ir.assert_structural_equal(BindBatch(1)(Expected), Expected)
 
 
+def test_kernels_that_came_with_the_model_get_its_sizes():
+    @I.ir_module
+    class Before:
+        @T.prim_func(private=True, s_tir=True)
+        def double(a: T.handle, b: T.handle):
+            n = T.int64()
+            x = T.match_buffer(a, (n, T.int64(4)))
+            y = T.match_buffer(b, (n, T.int64(4)))
+            for i, j in T.grid(n, T.int64(4)):
+                with T.sblock("y"):
+                    vi, vj = T.axis.remap("SS", [i, j])
+                    y[vi, vj] = x[vi, vj] * T.float32(2)
+
+        @R.function
+        def main(x: R.Tensor(("n", 4), "float32")) -> R.Tensor(("n", 4), "float32"):
+            n = T.int64()
+            cls = Before
+            with R.dataflow():
+                gv = R.call_tir(cls.double, (x,), out_ty=R.Tensor((n, 4), "float32"))
+                R.output(gv)
+            return gv
+
+    kernel = BindBatch(3)(Before)["double"]
+    assert [[int(extent) for extent in param.shape] for param in kernel.params] == [[3, 4], [3, 4]]
+
+
 def test_constants_become_parameters_once_each():
     value = np.arange(4, dtype="float32")
 
