@@ -7,7 +7,6 @@ another, and adds to places in parallel, where one addition of two to the same p
 from __future__ import annotations
 
 import numpy as np
-import tvm
 from torch import fx
 from tvm import relax
 from tvm import tirx as tir
@@ -33,7 +32,7 @@ def index(node: fx.Node, importer) -> relax.Var:
         )
     if len(given) == 1:
         ((axis, places),) = given.items()
-        return emit(relax.op.take(x, _from_first(emit, places, x, axis), axis))
+        return emit(relax.op.take(x, places, axis))
     axes, shape = list(given), _broadcast([each.ty.shape.values for each in given.values()])
     if _adjacent(axes) and _is_grid(given, shape):
         return _from_grid(emit, x, given, shape)
@@ -125,25 +124,8 @@ def _from_grid(emit, x: relax.Expr, given: dict, shape: list) -> relax.Var:
     """Along one axis after the other, from the last, which leaves those before where they are."""
     axes, extents = list(given), list(x.ty.shape.values)
     for axis, places in reversed(given.items()):
-        places = _from_first(emit, emit(relax.op.reshape(places, [-1])), x, axis)
-        x = emit(relax.op.take(x, places, axis))
+        x = emit(relax.op.take(x, emit(relax.op.reshape(places, [-1])), axis))
     return emit(relax.op.reshape(x, [*extents[: axes[0]], *shape, *extents[axes[-1] + 1 :]]))
-
-
-def _from_first(emit, places: relax.Expr, x: relax.Expr, axis: int) -> relax.Expr:
-    """Computed indices counted from the first element, which ``take`` expects; constant ones are
-    seen to by :class:`~tbn_tvm.relay_passes.NormaliseIndices`."""
-    dtype = str(places.ty.dtype)
-    if isinstance(places, tvm.ir.GenericConst) or dtype.startswith("uint"):
-        return places
-    extent = x.ty.shape.values[axis]
-    if isinstance(extent, tir.IntImm):
-        size = relax.const(int(extent), dtype)
-    else:
-        size = emit(relax.op.full([], relax.prim_value(extent), "int64"))
-        places = _int64(emit, places)
-    below = emit(relax.op.less(places, relax.const(0, str(places.ty.dtype))))
-    return emit(relax.op.where(below, emit(relax.op.add(places, size)), places))
 
 
 def _is_grid(given: dict, shape: list) -> bool:

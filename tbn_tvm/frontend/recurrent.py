@@ -8,7 +8,6 @@ number that it is given, so that all steps share it: code does not grow with the
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ import numpy as np
 import tvm
 from tvm import relax, te
 from tvm import tirx as tir
+
+from tbn_tvm.frontend.shared_kernels import shared_call, stacked
 
 MAX_STEPS = 2048
 """Steps of one layer, both directions together: each is compiled into two kernel calls or more."""
@@ -132,10 +133,10 @@ def recurrent(
     runs = [_Run(bb, cell, d, _exact(bb, x), lengths).over(steps) for d in directions]
     along = [y for row in zip(*(outputs for outputs, _h, _c in runs), strict=True) for y in row]
     batch, hidden = runs[0][1].ty.shape.values
-    every = bb.emit(relax.op.reshape(_stacked(bb, along), [steps, len(directions), batch, hidden]))
-    states = [_stacked(bb, [h for _outputs, h, _c in runs])]
+    every = bb.emit(relax.op.reshape(stacked(bb, along), [steps, len(directions), batch, hidden]))
+    states = [stacked(bb, [h for _outputs, h, _c in runs])]
     if cell.kind == "lstm":
-        states.append(_stacked(bb, [c for _outputs, _h, c in runs]))
+        states.append(stacked(bb, [c for _outputs, _h, c in runs]))
     states = [_begun(bb, state, lengths) for state in states]
     made = [_as(bb, value, dtype) for value in (every, *states)]
     return made[0], made[1], made[2] if len(made) == 3 else None
@@ -183,74 +184,6 @@ def _exact(bb: relax.BlockBuilder, x: relax.Expr) -> relax.Expr:
 
 def _as(bb: relax.BlockBuilder, x: relax.Expr, dtype: str) -> relax.Expr:
     return x if x.ty.dtype.dtype == dtype else bb.emit(relax.op.astype(x, dtype))
-
-
-_ARITY = 16
-"""Tensors that one kernel joins: it asks for each element which of them holds it."""
-
-_OPAQUE = {"op_pattern": 8}
-"""Keeps a kernel from being fused with others, which would make one of all steps' kernels."""
-
-
-def _stacked(bb: relax.BlockBuilder, tensors: list[relax.Expr]) -> relax.Expr:
-    """Along a new first axis, by groups of one size, which share a kernel."""
-    kernels: dict[tuple, relax.Call] = {}
-    join = _stack
-    while len(tensors) > 1 or join is _stack:
-        groups = [tensors[at : at + _ARITY] for at in range(0, len(tensors), _ARITY)]
-        tensors = [
-            group[0]
-            if len(group) == 1 and join is _concatenate
-            else bb.emit(_shared(bb, kernels, join, group))
-            for group in groups
-        ]
-        join = _concatenate
-    return tensors[0]
-
-
-def _stack(*parts: te.Tensor) -> te.Tensor:
-    def value(at, *rest):
-        return _chosen([(index + 1, part(*rest)) for index, part in enumerate(parts)], at)
-
-    return te.compute((len(parts), *parts[0].shape), value, name="stack")
-
-
-def _concatenate(*parts: te.Tensor) -> te.Tensor:
-    """Along the first axis, whose extents are fixed; all but the last part are of one."""
-    extents = [int(part.shape[0]) for part in parts]
-
-    def value(at, *rest):
-        ends = itertools.accumulate(extents)
-        cases = [
-            (end, part(tir.max(tir.min(at - (end - extent), extent - 1), 0), *rest))
-            for end, extent, part in zip(ends, extents, parts, strict=True)
-        ]
-        return _chosen(cases, at)
-
-    return te.compute((sum(extents), *parts[0].shape[1:]), value, name="concatenate")
-
-
-def _chosen(cases: list[tuple[int, tvm.ir.Expr]], at: tvm.ir.Expr) -> tvm.ir.Expr:
-    """The first value whose end lies behind a place."""
-    *others, (_end, value) = cases
-    for end, before in reversed(others):
-        value = tir.if_then_else(at < end, before, value)
-    return value
-
-
-def _shared(
-    bb: relax.BlockBuilder, kernels: dict, compute, arguments: list[relax.Expr], name: str = ""
-) -> relax.Call:
-    """A call of a kernel that is made once for all arguments of the same types."""
-    name = name or compute.__name__.strip("_")
-    key = (name, *(str(argument.ty) for argument in arguments))
-    made = kernels.get(key)
-    if made is None:
-        made = bb.call_te(compute, *arguments, primfunc_name_hint=name, primfunc_attrs=_OPAQUE)
-        kernels[key] = made
-        return made
-    inputs = [made.args[0], relax.Tuple(arguments), *made.args[2:]]
-    return relax.Call(made.op, inputs, made.attrs, made.ty_args)
 
 
 class _Run:
@@ -385,7 +318,7 @@ class _Run:
     def _call(self, name: str, compute, arguments: list[relax.Expr]) -> list[relax.Expr]:
         """A kernel that is made once and called at every step."""
         title = f"{self._cell.kind}_{name}"
-        kernel = _shared(self._bb, self._kernels, compute, arguments, title)
+        kernel = shared_call(self._bb, self._kernels, compute, arguments, title)
         result = self._bb.emit(kernel)
         if not isinstance(result.ty, relax.TupleType):
             return [result]
