@@ -9,15 +9,7 @@ from torch.nn import functional as F
 
 import tbn_tvm
 from tbn_tvm.errors import TbnError
-
-
-class Function(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
+from tbn_tvm.testing.function_module import Function
 
 
 def export(function, x):

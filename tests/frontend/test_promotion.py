@@ -7,15 +7,7 @@ import pytest
 import torch
 
 import tbn_tvm
-
-
-class Function(torch.nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
+from tbn_tvm.testing.function_module import Function
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import tbn_tvm
 from tbn_tvm.errors import TbnError
 from tbn_tvm.frontend.torch import from_exported_program
 from tbn_tvm.nn import TiledConv1d, TiledConv2d, TiledLinear, freeze
+from tbn_tvm.testing.function_module import Function
 
 
 def operators(mod):
@@ -59,17 +60,6 @@ def test_a_saved_program_imports_as_the_one_in_memory(tmp_path):
         from_exported_program(torch.export.load(tmp_path / "model.pt2")),
         from_exported_program(program),
     )
-
-
-class Function(torch.nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 @pytest.mark.parametrize(
